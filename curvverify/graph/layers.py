@@ -1,0 +1,110 @@
+"""The layer graph: a network over the real numbers as a frozen, topologically ordered list of nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from curvverify.ops.base import Elementwise, Input, Linear, Op
+from curvverify.ops.product import Product
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator applied to earlier nodes.
+
+    `name` is unique in the graph; `source` is the name of the ONNX node or torch module it came from, which several
+    nodes may share.  `shape` is the value's shape without the batch dimension.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    source: str = ""
+
+    @property
+    def size(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def nonlinear(self) -> bool:
+        return isinstance(self.op, Elementwise | Product)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in topological order: node 0 is the input, the last one the output."""
+
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        if not self.nodes or not isinstance(self.nodes[0].op, Input):
+            raise ValueError("node 0 of a graph must be its input")
+        names: set[str] = set()
+        for position, node in enumerate(self.nodes):
+            if any(i >= position for i in node.inputs):
+                raise ValueError(f"node {node.name!r} comes before one of its inputs")
+            if node.name in names:
+                raise ValueError(f"two nodes are called {node.name!r}")
+            names.add(node.name)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.nodes[0].shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.nodes[-1].shape
+
+    @property
+    def output(self) -> int:
+        """Position of the output node."""
+        return len(self.nodes) - 1
+
+    @cached_property
+    def nonlinear(self) -> tuple[int, ...]:
+        """Positions of the nodes that need bounds on their inputs."""
+        return tuple(i for i, node in enumerate(self.nodes) if node.nonlinear)
+
+    @cached_property
+    def bounded(self) -> tuple[int, ...]:
+        """Positions of the nodes whose bounds the nonlinear nodes need: their inputs, in topological order."""
+        return tuple(sorted({j for i in self.nonlinear for j in self.nodes[i].inputs}))
+
+    @cached_property
+    def ancestors(self) -> tuple[tuple[int, ...], ...]:
+        """For every node, the positions it depends on, itself included, ascending."""
+        found: list[frozenset[int]] = []
+        for position, node in enumerate(self.nodes):
+            found.append(frozenset({position}).union(*(found[i] for i in node.inputs)))
+        return tuple(tuple(sorted(s)) for s in found)
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """The value of every node at the inputs x, (B, *input_shape) -> one (B, *S) per node."""
+        found: list[Tensor] = [x]
+        for node in self.nodes[1:]:
+            found.append(node.op.forward(*(found[i] for i in node.inputs)))
+        return found
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's output at the inputs x, (B, *input_shape) -> (B, *output_shape)."""
+        return self.values(x)[-1]
+
+    def to(self, dtype: torch.dtype) -> Graph:
+        """The same graph with its constants in another dtype."""
+        return Graph(tuple(Node(n.name, n.op.to(dtype), n.inputs, n.shape, n.source) for n in self.nodes))
+
+    @property
+    def linear_nodes(self) -> tuple[int, ...]:
+        return tuple(i for i, node in enumerate(self.nodes) if isinstance(node.op, Linear))

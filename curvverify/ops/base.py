@@ -1,0 +1,121 @@
+"""What an operator is: a bundle of mathematical facts that the passes ask for.
+
+The layer graph knows four kinds of nodes, and everything the front end reads is made of them:
+
+* `Input`: the network's input.
+* `Linear`: y = sum_i L_i x_i + c, with one or several inputs.
+* `Elementwise`: y = sigma(x), one scalar function per entry.
+* `Product`: y = u * v, entry by entry.
+
+Softmax, layer normalisation, attention, max-pooling and division are decomposed into these by the front end.
+Tensors carry one leading batch dimension B in front of the node's own shape S, which is the shape the ONNX file
+gives it (a leading 1 included): values are (B, *S).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from curvverify.types import Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Op(ABC):
+    """An operator with its attributes and constants; immutable."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The value, (B, *S_in) -> (B, *S_out); differentiable by autograd where the function is."""
+
+    def to(self, dtype: torch.dtype) -> Op:
+        """The same operator with its constants in another dtype."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Op):
+    """The network's input; the only node without inputs."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        raise TypeError("the input node has no value of its own")
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Op):
+    """y = sum_i L_i x_i + c."""
+
+    nonnegative: ClassVar[bool] = False
+    """True where all entries of every L_i are nonnegative and c = 0, so that |L| = L."""
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor, bias: bool = True) -> Tensor:
+        """sum_i L_i x_i, plus c where `bias`."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
+        """(L_1^T y, ..., L_k^T y): (B, *S_out) -> one (B, *S_i) per input."""
+
+    def absolute(self, *inputs: Tensor, bias: bool = True) -> Tensor:
+        """sum_i |L_i| x_i, plus |c| where `bias`; meant for x >= 0."""
+        if not self.nonnegative:
+            raise NotImplementedError(f"{self.name} must implement absolute()")
+        return self.forward(*inputs, bias=bias)
+
+    @property
+    def offset(self) -> Tensor | None:
+        """c, broadcastable to S_out; None where it is zero."""
+        return None
+
+    @property
+    @abstractmethod
+    def terms(self) -> int:
+        """Largest number of products summed for one entry, in `forward` (c included) or in `adjoint`."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """slope * z + intercept for every entry: on the proved side of the function over the whole interval."""
+
+    slope: Tensor
+    intercept: Tensor
+
+
+class Envelope(ABC):
+    """Supporting lines of one elementwise function over one interval per entry.
+
+    Built once per interval, asked many times.  All tensors have the interval's shape (B, *S); points and signs
+    come as (B, R, *S), R bound rows per box.
+    """
+
+    @abstractmethod
+    def lines(self, point: Tensor, below: Tensor, smoothing: float) -> Lines:
+        """Where `below`, a line below sigma on the interval; elsewhere a line above it.
+
+        The line supports the convex (concave) envelope at `point`, clamped into the interval.  `smoothing` in [0, 1]
+        spreads the choice of slope at a kink: 0 decides by the sign, larger values by the position of the point
+        relative to the interval's width (functions without kinks ignore it).
+
+        Sound in the dtype it was built in: in float64 the intercept carries a slack for every rounding error.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Op):
+    """y = sigma(x), entry by entry."""
+
+    @abstractmethod
+    def interval(self, x: Interval) -> Interval:
+        """Bounds on sigma over the interval, rounded outward; +-inf where sigma is not defined or unbounded."""
+
+    @abstractmethod
+    def envelope(self, x: Interval) -> Envelope:
+        """Supporting lines over the interval, in the interval's dtype; built from float64 bounds only."""
