@@ -1,0 +1,27 @@
+"""Every option of the verifier in one documented record; the Python interface, CLI and config file are views of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+def option(default, help: str):  # noqa: A002, ANN001, ANN201
+    """A field with the sentence that documents it everywhere."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a query is decided. No option can make a verdict unsound: they trade time for strength."""
+
+    timeout: float = option(300.0, "wall-clock seconds, counted from the start of the process")
+    seed: int = option(0, "seed of every random choice; the same seed gives the same search")
+    threads: int = option(0, "CPU threads for tensor arithmetic; 0 takes what the machine has")
+    device: str = option("cpu", "where the search runs: cpu or cuda")
+    memory: float = option(8.0, "GiB that one bound computation may take; larger ones are cut into pieces")
+    attack_seconds: float = option(1.0, "length of the first falsification burst; later bursts are shorter")
+    attack_starts: int = option(32, "random starts per burst and disjunct, beside the centre and corners")
+    refine_iterations: int = option(2, "Frank-Wolfe iterations for the bounds of intermediate nodes")
+    property_iterations: int = option(6, "Frank-Wolfe iterations for the rows of the property")
+    branch: bool = option(True, "split the input box of what stays open")
+    branch_batch: int = option(256, "largest number of subproblems bounded at once")
