@@ -1,0 +1,65 @@
+"""curvverify: sound, second-order verification of differentiable neural networks.
+
+>>> import curvverify
+>>> result = curvverify.verify("model.onnx", "property.vnnlib")  # doctest: +SKIP
+>>> result.verdict  # doctest: +SKIP
+<Verdict.VERIFIED: 'unsat'>
+
+Everything is imported on first use, so that `import curvverify` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curvverify.graph import load
+    from curvverify.spec import load_query
+    from curvverify.types import Deadline, Interval, Verdict
+    from curvverify.verify.driver import verify
+    from curvverify.verify.node_bounds import BoundsReport, NodeBounds, bounds
+    from curvverify.verify.options import Options
+    from curvverify.verify.result import Result, Witness
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "verify": "curvverify.verify.driver",
+    "bounds": "curvverify.verify.node_bounds",
+    "BoundsReport": "curvverify.verify.node_bounds",
+    "NodeBounds": "curvverify.verify.node_bounds",
+    "Options": "curvverify.verify.options",
+    "Result": "curvverify.verify.result",
+    "Witness": "curvverify.verify.result",
+    "Deadline": "curvverify.types",
+    "Interval": "curvverify.types",
+    "Verdict": "curvverify.types",
+    "load": "curvverify.graph",
+    "load_query": "curvverify.spec",
+}
+
+__all__ = [
+    "BoundsReport",
+    "Deadline",
+    "Interval",
+    "NodeBounds",
+    "Options",
+    "Result",
+    "Verdict",
+    "Witness",
+    "bounds",
+    "load",
+    "load_query",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'curvverify' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

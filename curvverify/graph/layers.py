@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -41,6 +41,7 @@ class Graph:
     """Nodes in topological order: node 0 is the input, the last one the output."""
 
     nodes: tuple[Node, ...]
+    _converted: dict[torch.dtype, Graph] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.nodes or not isinstance(self.nodes[0].op, Input):
@@ -102,8 +103,10 @@ class Graph:
         return self.values(x)[-1]
 
     def to(self, dtype: torch.dtype) -> Graph:
-        """The same graph with its constants in another dtype."""
-        return Graph(tuple(Node(n.name, n.op.to(dtype), n.inputs, n.shape, n.source) for n in self.nodes))
+        """The same graph with its constants in another dtype, converted once."""
+        if dtype not in self._converted:
+            self._converted[dtype] = Graph(tuple(replace(n, op=n.op.to(dtype)) for n in self.nodes))
+        return self._converted[dtype]
 
     @property
     def linear_nodes(self) -> tuple[int, ...]:

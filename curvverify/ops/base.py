@@ -104,8 +104,12 @@ class Envelope(ABC):
         spreads the choice of slope at a kink: 0 decides by the sign, larger values by the position of the point
         relative to the interval's width (functions without kinks ignore it).
 
-        Sound in the dtype it was built in: in float64 the intercept carries a slack for every rounding error.
+        Sound in float64, where the intercept carries a slack for every rounding error; a float32 copy only searches.
         """
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype) -> Envelope:
+        """The same lines in another dtype."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,5 +121,13 @@ class Elementwise(Op):
         """Bounds on sigma over the interval, rounded outward; +-inf where sigma is not defined or unbounded."""
 
     @abstractmethod
-    def envelope(self, x: Interval) -> Envelope:
-        """Supporting lines over the interval, in the interval's dtype; built from float64 bounds only."""
+    def envelope(self, x: Interval, saturation: float = 0.0) -> Envelope:
+        """Supporting lines over the interval, from float64 bounds.
+
+        Entries on which sigma varies by at most `saturation` get slope 0 and sigma's interval bound: a product with
+        their zero column can be skipped.
+        """
+
+    def curved(self, x: Interval, saturation: float = 0.0) -> Tensor:
+        """Entries (B, *S) whose interval matters: those where sigma is neither affine nor constant to `saturation`."""
+        return ~(self.interval(x).width <= saturation)

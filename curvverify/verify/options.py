@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
-def option(default, help: str):  # noqa: A002, ANN001, ANN201
+def option(default, help: str):
     """A field with the sentence that documents it everywhere."""
     return field(default=default, metadata={"help": help})
 
@@ -24,4 +24,5 @@ class Options:
     refine_iterations: int = option(2, "Frank-Wolfe iterations for the bounds of intermediate nodes")
     property_iterations: int = option(6, "Frank-Wolfe iterations for the rows of the property")
     branch: bool = option(True, "split the input box of what stays open")
+    branch_inputs: int = option(64, "largest number of free inputs for which splitting them is tried")
     branch_batch: int = option(256, "largest number of subproblems bounded at once")

@@ -1,0 +1,136 @@
+"""Branch and bound by splitting the input box: batched, most open subproblem first."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from curvverify.bounds.linear import Effort
+from curvverify.types import Deadline, Interval
+from curvverify.verify.checker import Checked, Checker
+from curvverify.verify.falsify import Falsifier
+from curvverify.verify.result import Witness
+from curvverify.verify.state import Subproblems, concatenate
+
+MIN_WIDTH = 1e-9
+"""Relative to the query's box: coordinates narrower than this are not split any further."""
+
+
+@dataclass(eq=False)
+class Branching:
+    """The queue of open subproblems and what became of the others."""
+
+    checker: Checker
+    falsifier: Falsifier
+    memory: float
+    batch: int
+    progress: Callable[[str], None] = lambda line: None
+    bounded: int = 0
+    """Subproblems bounded so far."""
+    witness: Witness | None = None
+    _queue: list[tuple[float, int, Subproblems, Tensor]] = field(default_factory=list)
+    _count: itertools.count[int] = field(default_factory=itertools.count)
+
+    def run(self, roots: list[Checked], deadline: Deadline) -> None:
+        """Split until nothing is open, a witness is found or time is up.
+
+        `roots` hold the bounded but open subproblems; `leaf_margins` and `open_disjuncts` tell what became of them.
+        """
+        shape = self.checker.property.present.shape
+        self._settled = torch.full(shape, torch.inf, dtype=torch.float64)
+        widths = torch.cat([root.problems.box.width for root in roots])
+        self._smallest = MIN_WIDTH * widths.amax(0)
+        for root in roots:
+            self._push(root)
+        reported, batch = time.monotonic(), 16
+        while self._queue and not deadline.passed and self.witness is None:
+            begun = time.monotonic()
+            problems = self._split(min(batch, self.batch))
+            checked = self.checker.linear(problems, Effort(1, self.memory, deadline), row_iterations=3)
+            self.bounded += len(problems)
+            self._record(problems, checked.problems)
+            self._push(checked)
+            self.witness = self._attack(checked)
+            now = time.monotonic()
+            batch = 2 * batch if now - begun < 0.5 else max(8, batch // 2) if now - begun > 2.0 else batch
+            if now - reported > 1.0:
+                reported = now
+                worst = self._queue[0][0] if self._queue else 0.0
+                self.progress(f"branch: {self.bounded} bounded, {len(self._queue)} open, worst margin {worst:.4g}")
+
+    @property
+    def open_disjuncts(self) -> Tensor:
+        """(G, D): disjuncts that are open on some subproblem in the queue."""
+        still = torch.zeros_like(self.checker.property.present)
+        for _, _, one, _ in self._queue:
+            still[one.group[0]] |= one.open[0]
+        return still
+
+    @property
+    def leaf_margins(self) -> Tensor:
+        """(G, D): smallest proved margin over all leaves, settled and open."""
+        margins = self._settled.clone()
+        for _, _, one, _ in self._queue:
+            g = int(one.group[0])
+            best = torch.where(one.open[0], one.margins[0].amax(1), torch.inf)
+            margins[g] = torch.minimum(margins[g], best)
+        return margins
+
+    def _record(self, before: Subproblems, after: Subproblems) -> None:
+        """Keep the smallest margin with which each disjunct was settled on a leaf."""
+        settled = before.open & ~after.open
+        best = torch.where(settled, after.margins.amax(2), torch.inf)
+        index = after.group.unsqueeze(1).expand_as(best)
+        self._settled.scatter_reduce_(0, index, best, "amin")
+
+    def _push(self, checked: Checked) -> None:
+        """Queue what is still open, with the score of every coordinate to split next."""
+        problems = checked.problems
+        for b in problems.unsettled.tolist():
+            one = problems[b : b + 1]
+            heapq.heappush(self._queue, (float(one.margin_lower[0]), next(self._count), one, self._scores(checked, b)))
+
+    def _scores(self, checked: Checked, b: int) -> Tensor:
+        """How much every input coordinate (n,) matters to the open disjuncts: |linear form| times width."""
+        box = checked.problems.box
+        width = box.upper[b] - box.lower[b]
+        width = torch.where(width > self._smallest, width, 0.0)
+        if checked.bounds is None:
+            return width
+        group, still = checked.problems.group[b], checked.problems.open[b]
+        wanted = self.checker.property.rows[group][still].flatten()
+        chosen = torch.isin(checked.rows, wanted)
+        slope = checked.bounds.slope[b, chosen].flatten(1).abs()
+        return (slope.sum(0) + 1e-3 * slope.mean() + 1e-30) * width
+
+    def _split(self, count: int) -> Subproblems:
+        """Both halves of the most open subproblems, cut at the middle of their best coordinate."""
+        parts: list[Subproblems] = []
+        for _ in range(min(count, len(self._queue))):
+            _, _, one, score = heapq.heappop(self._queue)
+            i = int(score.argmax())
+            middle = 0.5 * (one.box.lower[0, i] + one.box.upper[0, i])
+            left, right = one.box.upper.clone(), one.box.lower.clone()
+            left[0, i] = right[0, i] = middle
+            for lower, upper in ((one.box.lower, left), (right, one.box.upper)):
+                parts.append(Subproblems(Interval(lower, upper), one.group, one.open, one.margins))
+        return concatenate(parts)
+
+    def _attack(self, checked: Checked) -> Witness | None:
+        """Try the corners that minimise the open rows' linear forms, and the centres."""
+        problems = checked.problems
+        index = problems.unsettled
+        if not index.numel() or checked.bounds is None:
+            return None
+        box = problems.box[index]
+        slope = checked.bounds.slope[index].flatten(2)
+        corners = torch.where(slope > 0, box.lower.unsqueeze(1), box.upper.unsqueeze(1))
+        points = torch.cat([corners, (0.5 * (box.lower + box.upper)).unsqueeze(1)], 1)
+        group = problems.group[index].repeat_interleave(points.shape[1])
+        return self.falsifier.try_points(group, points.flatten(0, 1))

@@ -1,0 +1,93 @@
+"""The property checker: bounds on the rows that open disjuncts ask for, over a batch of subproblems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvverify.bounds.interval import interval_bounds
+from curvverify.bounds.linear import Effort, Relaxation, RowBounds, linear_bounds, optimised_row_bounds
+from curvverify.graph.layers import Graph
+from curvverify.numerics.rounding import TINY, gamma
+from curvverify.types import Interval
+from curvverify.verify.property import Property
+from curvverify.verify.state import Subproblems
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """Subproblems after a bound, with the distinct rows that were bounded and their linear forms."""
+
+    problems: Subproblems
+    rows: Tensor
+    bounds: RowBounds | None
+    relaxation: Relaxation | None
+
+    def unsettled(self) -> Checked:
+        """The subproblems that are still open."""
+        index = self.problems.unsettled
+        bounds = None if self.bounds is None else RowBounds(self.bounds.lower[index], self.bounds.slope[index])
+        relaxation = None if self.relaxation is None else self.relaxation.select(index)
+        return Checked(self.problems[index], self.rows, bounds, relaxation)
+
+
+@dataclass(frozen=True, eq=False)
+class Checker:
+    """Bounds one property of one network; every method returns proved margins only."""
+
+    graph: Graph
+    property: Property
+
+    def interval(self, problems: Subproblems) -> Checked:
+        """Refute disjuncts by interval bounds on the outputs."""
+        nodes = interval_bounds(self.graph, self._box(problems))
+        rows = self.property.wanted(problems.group, problems.open)
+        y = nodes[-1]
+        centre, radius = 0.5 * (y.lower + y.upper).flatten(1), 0.5 * (y.upper - y.lower).flatten(1)
+        weight = self.property.output[rows]
+        lower = centre @ weight.T - radius @ weight.abs().T
+        size = y.magnitude.flatten(1) @ weight.abs().T
+        if self.property.input is not None:
+            shift, box = self.property.input[rows], problems.box
+            lower = lower + 0.5 * (box.lower + box.upper) @ shift.T - 0.5 * (box.upper - box.lower) @ shift.abs().T
+            size = size + box.magnitude @ shift.abs().T
+        terms = 2 * (weight.shape[1] + problems.box.lower.shape[1]) + 16
+        lower = lower - 1.01 * gamma(terms) * size - TINY
+        return Checked(self._settle(problems, rows, lower, y), rows, None, None)
+
+    def linear(
+        self,
+        problems: Subproblems,
+        effort: Effort,
+        row_iterations: int,
+        known: dict[int, Interval] | None = None,
+    ) -> Checked:
+        """Refute disjuncts by linear bounds, the property's own rows with more Frank-Wolfe iterations."""
+        relaxation = linear_bounds(self.graph, self._box(problems), effort, known)
+        rows = self.property.wanted(problems.group, problems.open)
+        wanted = self.property.select_rows(rows, self.graph.output_shape, self.graph.input_shape)
+        row_effort = Effort(row_iterations, effort.memory, effort.deadline)
+        bounds = optimised_row_bounds(
+            relaxation, self.graph.output, wanted, row_effort, self._enough(problems, rows, relaxation)
+        )
+        settled = self._settle(problems, rows, bounds.lower, relaxation.intervals[-1])
+        return Checked(settled, rows, bounds, relaxation)
+
+    def _enough(self, problems: Subproblems, rows: Tensor, relaxation: Relaxation) -> Callable[[Tensor], bool]:
+        def enough(lower: Tensor) -> bool:
+            return not bool(self._settle(problems, rows, lower, relaxation.intervals[-1]).open.any())
+
+        return enough
+
+    def _settle(self, problems: Subproblems, rows: Tensor, lower: Tensor, output: Interval) -> Subproblems:
+        slack = self.property.coefficient_slack(rows, output.magnitude.flatten(1), problems.box.magnitude)
+        every = torch.full((len(problems), len(self.property.output)), -torch.inf, dtype=torch.float64)
+        every[:, rows] = (lower - slack).nan_to_num(nan=-torch.inf)
+        return problems.proved(self.property.margins(problems.group, every))
+
+    def _box(self, problems: Subproblems) -> Interval:
+        shape = (-1, *self.graph.input_shape)
+        return Interval(problems.box.lower.reshape(shape), problems.box.upper.reshape(shape))

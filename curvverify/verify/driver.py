@@ -1,0 +1,241 @@
+"""The driver: parse, falsify briefly, interval, linear, refine, branch; one deadline for all."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from curvverify.bounds.linear import Effort
+from curvverify.errors import UnreadableError
+from curvverify.graph import LoadedModel, load
+from curvverify.graph.replay import Replayer
+from curvverify.spec import load_query
+from curvverify.spec.query import Query
+from curvverify.types import Deadline, Verdict
+from curvverify.verify.branch import Branching
+from curvverify.verify.checker import Checked, Checker
+from curvverify.verify.falsify import Falsifier
+from curvverify.verify.options import Options
+from curvverify.verify.property import compile_query
+from curvverify.verify.provenance import provenance
+from curvverify.verify.result import DisjunctBound, Result, Stage, Witness
+from curvverify.verify.state import Subproblems, concatenate
+
+if TYPE_CHECKING:
+    import os
+
+    import onnx
+
+log = logging.getLogger("curvverify")
+
+SAFETY = 0.95
+"""Fraction of the time limit after which the best bound so far is returned."""
+
+
+def verify(
+    model: str | os.PathLike[str] | onnx.ModelProto | torch.nn.Module | LoadedModel,
+    query: str | os.PathLike[str] | Query,
+    options: Options | None = None,
+    *,
+    deadline: Deadline | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Result:
+    """Decide whether some input of the query's boxes has its output in an unsafe set.
+
+    `model` is an ONNX path, a ModelProto, a torch module or what `curvverify.graph.load` returned; `query` a VNN-LIB
+    path or a parsed Query.  `deadline` is when to stop (default: 95 % of `options.timeout` from now).  `progress`
+    gets one line at a time.  Returns verified only on rigorous bounds over every box, falsified only with a witness
+    that ONNX Runtime has confirmed, and otherwise unknown (timed-out at the deadline) with the best bounds so far.
+
+    Raises UnreadableError for malformed input, UnsupportedError for what this version cannot handle.
+    """
+    options = options or Options()
+    started = time.monotonic()
+    deadline = deadline or Deadline.after(SAFETY * options.timeout)
+    if options.threads > 0:
+        torch.set_num_threads(options.threads)
+    parsed = query if isinstance(query, Query) else load_query(query)
+    loaded = model if isinstance(model, LoadedModel) else load(model)
+    _check_sizes(loaded, parsed)
+    run = _Run(loaded, parsed, options, deadline, progress or (lambda line: None), started)
+    return run.decide()
+
+
+def _check_sizes(loaded: LoadedModel, query: Query) -> None:
+    inputs, outputs = loaded.graph.nodes[0].size, loaded.graph.nodes[-1].size
+    for what, declared, actual in (("input", query.inputs, inputs), ("output", query.outputs, outputs)):
+        if declared != actual:
+            raise UnreadableError(
+                f"{query.path or 'query'} declares {declared} {what} variables, but the network {loaded.name} has "
+                f"{actual}: the two do not belong together"
+            )
+
+
+@dataclass(eq=False)
+class _Run:
+    """One decision from start to end."""
+
+    loaded: LoadedModel
+    query: Query
+    options: Options
+    deadline: Deadline
+    progress: Callable[[str], None]
+    started: float
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    settled_by: dict[tuple[int, int], str] = field(default_factory=dict)
+    bounded: int = 0
+
+    def decide(self) -> Result:
+        """Run the stages in order until nothing is open, a witness is found or time is up."""
+        self.notes += self.query.notes
+        self._stage("load", time.monotonic() - self.started, len(self.query.groups), len(self.query.groups))
+        self.property = compile_query(self.query)
+        self.positions = [i for i, g in enumerate(self.query.groups) if not g.box.empty]
+        empty = len(self.query.groups) - self.property.groups
+        if empty:
+            self.notes.append(f"{empty} of {len(self.query.groups)} input boxes are empty: nothing to refute there")
+        if not self.property.groups:
+            return self._result(Verdict.VERIFIED, None, None)
+        self.checker = Checker(self.loaded.graph, self.property)
+        replayer = Replayer(self.loaded)
+        self.falsifier = Falsifier(
+            self.loaded.graph, self.query, self.property, replayer.run, self.options.seed, self.options.attack_starts
+        )
+        with torch.no_grad():
+            return self._search()
+
+    def _search(self) -> Result:
+        problems = Subproblems.of(self.property)
+        witness = self._burst(problems, self.options.attack_seconds, "falsify")
+        if witness is not None:
+            return self._result(Verdict.FALSIFIED, problems, witness)
+        problems = self._interval(problems)
+        roots, problems = self._linear(problems)
+        if problems.open.any() and not self.deadline.passed:
+            witness = self._burst(problems, 2.0 * self.options.attack_seconds, "falsify again")
+        if witness is None and problems.open.any() and self._branching_pays(problems) and not self.deadline.passed:
+            problems, witness = self._branch(problems, roots)
+        if witness is not None:
+            return self._result(Verdict.FALSIFIED, problems, witness)
+        if not problems.open.any():
+            return self._result(Verdict.VERIFIED, problems, None)
+        return self._result(Verdict.TIMEOUT if self.deadline.passed else Verdict.UNKNOWN, problems, None)
+
+    def _burst(self, problems: Subproblems, seconds: float, name: str) -> Witness | None:
+        begun = time.monotonic()
+        self.progress(f"{name}: {int(problems.open.sum())} open disjuncts")
+        with torch.enable_grad():
+            witness = self.falsifier.burst(problems.group, problems.open, self.deadline.sooner(seconds))
+        still = int(problems.open.sum())
+        self._stage(name, time.monotonic() - begun, still, still, "witness replayed" if witness else "")
+        return witness
+
+    def _interval(self, problems: Subproblems) -> Subproblems:
+        begun, before = time.monotonic(), int(problems.open.sum())
+        parts = [self.checker.interval(problems[piece]).problems for piece in self._pieces(len(problems), 1.0)]
+        return self._account("interval", begun, before, concatenate(parts))
+
+    def _linear(self, problems: Subproblems) -> tuple[list[Checked], Subproblems]:
+        """Plain linear bounds on everything open, then optimised ones on what they leave open."""
+        options = self.options
+        index = problems.unsettled
+        roots: list[Checked] = []
+        for name, iterations, rows in (
+            ("linear", 1, options.property_iterations),
+            ("refine", options.refine_iterations, 2 * options.property_iterations),
+        ):
+            if not index.numel() or self.deadline.passed or iterations < 1:
+                break
+            begun, before = time.monotonic(), int(problems.open.sum())
+            self.progress(f"{name}: {before} open disjuncts")
+            effort = Effort(iterations, options.memory, self.deadline)
+            if roots:
+                roots = [self._again(root, effort, rows) for root in roots]
+            else:
+                pieces = [index[piece] for piece in self._pieces(len(index), 16.0)]
+                roots = [self.checker.linear(problems[piece], effort, rows) for piece in pieces]
+            found = concatenate([root.problems for root in roots])
+            problems = self._account(name, begun, before, problems.replaced(index, found))
+            roots = [root.unsettled() for root in roots if root.problems.open.any()]
+            index = problems.unsettled
+        return roots, problems
+
+    def _again(self, root: Checked, effort: Effort, rows: int) -> Checked:
+        """Bound the same subproblems once more, within the node bounds that are known."""
+        assert root.relaxation is not None
+        known = dict(enumerate(root.relaxation.intervals))
+        return self.checker.linear(root.problems, effort, rows, known)
+
+    def _branching_pays(self, problems: Subproblems) -> bool:
+        index = problems.unsettled
+        free = int((problems.box.upper[index] > problems.box.lower[index] + 1e-7).sum(1).max())
+        if not self.options.branch:
+            return False
+        if free > self.options.branch_inputs:
+            limit = self.options.branch_inputs
+            self.notes.append(f"{free} free inputs: splitting them was not tried (branch_inputs = {limit})")
+            return False
+        return True
+
+    def _branch(self, problems: Subproblems, roots: list[Checked]) -> tuple[Subproblems, Witness | None]:
+        """Split the roots' boxes; the root problems with what the branches proved of them."""
+        begun, before = time.monotonic(), int(problems.open.sum())
+        options = self.options
+        branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, self.progress)
+        branching.run(roots, self.deadline)
+        self.bounded = branching.bounded
+        problems = problems.branched(branching.leaf_margins, branching.open_disjuncts)
+        self._account("branch", begun, before, problems, f"{branching.bounded} subproblems")
+        return problems, branching.witness
+
+    def _pieces(self, boxes: int, copies: float) -> list[slice]:
+        """Consecutive ranges of boxes on which all node values, `copies` times, fit into the memory."""
+        per_box = 8.0 * copies * sum(node.size for node in self.loaded.graph)
+        count = max(1, int(self.options.memory * 2**30 / per_box))
+        return [slice(i, i + count) for i in range(0, boxes, count)]
+
+    def _account(self, name: str, begun: float, before: int, problems: Subproblems, detail: str = "") -> Subproblems:
+        """Record a stage, and which disjuncts it settled."""
+        for g, d in (self.property.present & ~problems.open).nonzero().tolist():
+            self.settled_by.setdefault((g, d), name)
+        worst = float(problems.margin_lower.min()) if len(problems) else math.inf
+        detail = detail or f"margin {worst:.6g}"
+        self._stage(name, time.monotonic() - begun, before, int(problems.open.sum()), detail)
+        return problems
+
+    def _stage(self, name: str, seconds: float, before: int, after: int, detail: str = "") -> None:
+        self.stages.append(Stage(name, seconds, before, after, detail))
+        log.info("%s: %.2f s, open disjuncts %d -> %d %s", name, seconds, before, after, detail)
+
+    def _result(self, verdict: Verdict, problems: Subproblems | None, witness: Witness | None) -> Result:
+        disjuncts = () if problems is None else tuple(self._disjunct_bounds(problems))
+        return Result(
+            verdict=verdict,
+            margin_lower=min((d.margin_lower for d in disjuncts), default=math.inf),
+            disjuncts=disjuncts,
+            witness=witness,
+            stages=tuple(self.stages),
+            seconds=time.monotonic() - self.started,
+            provenance=provenance(self.loaded, self.query, self.options),
+            subproblems=self.bounded,
+            notes=tuple(self.notes),
+        )
+
+    def _disjunct_bounds(self, problems: Subproblems) -> Iterator[DisjunctBound]:
+        for g, d in self.property.present.nonzero().tolist():
+            rows = problems.margins[g, d][self.property.rows[g, d] >= 0]
+            margin = float(rows.max()) if rows.numel() else -math.inf
+            yield DisjunctBound(
+                group=self.positions[g],
+                disjunct=d,
+                margin_lower=margin,
+                rows=tuple(rows.tolist()),
+                settled_by=self.settled_by.get((g, d)),
+            )

@@ -1,0 +1,139 @@
+"""Bounds on every node of a network over an input box, as a report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from curvverify.bounds.interval import interval_bounds
+from curvverify.bounds.linear import SATURATION, Effort, entry_bounds, linear_bounds
+from curvverify.errors import UsageError
+from curvverify.graph import LoadedModel, load
+from curvverify.graph.layers import Node
+from curvverify.ops.base import Elementwise
+from curvverify.ops.product import Product
+from curvverify.spec import load_query
+from curvverify.spec.query import Query
+from curvverify.types import Deadline, Interval
+from curvverify.verify.options import Options
+
+if TYPE_CHECKING:
+    import os
+
+    import onnx
+
+METHODS = ("interval", "linear")
+
+
+@dataclass(frozen=True, eq=False)
+class NodeBounds:
+    """lower <= value <= upper for one node, float64 tensors of the node's shape, over the whole input box."""
+
+    name: str
+    op: str
+    source: str
+    shape: tuple[int, ...]
+    lower: Tensor
+    upper: Tensor
+    nonlinear: bool
+    loose: int
+    """Entries at which a nonlinear node is neither affine nor saturated on its input's bounds; 0 for linear nodes."""
+
+
+@dataclass(frozen=True, eq=False)
+class BoundsReport:
+    """Rigorous bounds on every node, in topological order: the input first, the output last."""
+
+    model: str
+    method: str
+    nodes: tuple[NodeBounds, ...]
+    seconds: float
+
+    def __getitem__(self, name: str) -> NodeBounds:
+        """The bounds of the node of that name."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+
+def bounds(
+    model: str | os.PathLike[str] | onnx.ModelProto | torch.nn.Module | LoadedModel,
+    region: str | os.PathLike[str] | Query | tuple[Tensor, Tensor],
+    options: Options | None = None,
+    *,
+    method: str = "linear",
+) -> BoundsReport:
+    """Lower and upper bounds on every node's value over the region.
+
+    `region` is a VNN-LIB path or Query (the smallest box around its input boxes) or a pair (lower, upper) of tensors
+    of the input's size.  `method` is "interval" or "linear" (intersected with interval bounds).  Sound over the real
+    numbers, rounding included.
+
+    Raises UsageError for an unknown method or an empty or mis-shaped region.
+    """
+    options = options or Options()
+    if method not in METHODS:
+        raise UsageError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    started = time.monotonic()
+    deadline = Deadline.after(options.timeout)
+    loaded = model if isinstance(model, LoadedModel) else load(model)
+    graph = loaded.graph
+    box = _region(region, loaded)
+    with torch.no_grad():
+        if method == "interval":
+            intervals = interval_bounds(graph, box)
+        else:
+            effort = Effort(options.refine_iterations, options.memory, deadline)
+            relaxation = linear_bounds(graph, box, effort)
+            every = torch.arange(graph.nodes[-1].size)
+            relaxation.tighten(graph.output, entry_bounds(relaxation, graph.output, every, effort))
+            intervals = relaxation.intervals
+    nodes = tuple(
+        NodeBounds(
+            name=node.name,
+            op=node.op.name,
+            source=node.source,
+            shape=node.shape,
+            lower=intervals[i].lower[0],
+            upper=intervals[i].upper[0],
+            nonlinear=node.nonlinear,
+            loose=_loose(node, intervals),
+        )
+        for i, node in enumerate(graph.nodes)
+    )
+    return BoundsReport(loaded.name, method, nodes, time.monotonic() - started)
+
+
+def _region(region: str | os.PathLike[str] | Query | tuple[Tensor, Tensor], loaded: LoadedModel) -> Interval:
+    """The region as one box (1, *S_in) in float64."""
+    if isinstance(region, tuple):
+        lower, upper = (t.detach().double().flatten() for t in region)
+    else:
+        query = region if isinstance(region, Query) else load_query(region)
+        covers = [g.box.cover for g in query.groups if not g.box.empty]
+        if not covers:
+            raise UsageError("every input box of the query is empty: there is nothing to bound")
+        lower = torch.stack([torch.from_numpy(c[0]) for c in covers]).amin(0)
+        upper = torch.stack([torch.from_numpy(c[1]) for c in covers]).amax(0)
+    size = loaded.graph.nodes[0].size
+    if lower.numel() != size or upper.numel() != size:
+        raise UsageError(f"the region has {lower.numel()} entries, but the input of {loaded.name} has {size}")
+    if not bool((lower <= upper).all()):
+        raise UsageError("the region is empty or has NaN bounds")
+    shape = (1, *loaded.graph.input_shape)
+    return Interval(lower.reshape(shape), upper.reshape(shape))
+
+
+def _loose(node: Node, intervals: list[Interval]) -> int:
+    """Entries of a nonlinear node that are not exactly affine or saturated over its input's bounds."""
+    if isinstance(node.op, Elementwise):
+        return int(node.op.curved(intervals[node.inputs[0]], SATURATION).sum())
+    if isinstance(node.op, Product):
+        u, v = (intervals[i].width for i in node.inputs)
+        return int(((u > 0) & (v > 0)).sum())
+    return 0
