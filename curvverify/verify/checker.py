@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from curvverify.numerics.rounding import TINY, gamma
 from curvverify.types import Interval
 from curvverify.verify.property import Property
 from curvverify.verify.state import Subproblems
+
+NODE_SHARE = 0.6
+"""Share of the remaining time that bounds on intermediate nodes may take; the rest is for the property's own rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +69,11 @@ class Checker:
         known: dict[int, Interval] | None = None,
     ) -> Checked:
         """Refute disjuncts by linear bounds, the property's own rows with more Frank-Wolfe iterations."""
-        relaxation = linear_bounds(self.graph, self._box(problems), effort, known)
+        nodes = replace(effort, deadline=effort.deadline.sooner(NODE_SHARE * effort.deadline.remaining))
+        relaxation = linear_bounds(self.graph, self._box(problems), nodes, known)
         rows = self.property.wanted(problems.group, problems.open)
         wanted = self.property.select_rows(rows, self.graph.output_shape, self.graph.input_shape)
-        row_effort = Effort(row_iterations, effort.memory, effort.deadline)
+        row_effort = replace(effort, iterations=row_iterations)
         bounds = optimised_row_bounds(
             relaxation, self.graph.output, wanted, row_effort, self._enough(problems, rows, relaxation)
         )

@@ -113,13 +113,13 @@ class _Run:
 
     def _search(self) -> Result:
         problems = Subproblems.of(self.property)
-        witness = self._burst(problems, self.options.attack_seconds, "falsify")
+        witness = self._burst(problems, "falsify", rounds=1)
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
         problems = self._interval(problems)
         roots, problems = self._linear(problems)
         if problems.open.any() and not self.deadline.passed:
-            witness = self._burst(problems, 2.0 * self.options.attack_seconds, "falsify again")
+            witness = self._burst(problems, "falsify again", self.options.attack_rounds)
         if witness is None and problems.open.any() and self._branching_pays(problems) and not self.deadline.passed:
             problems, witness = self._branch(problems, roots)
         if witness is not None:
@@ -128,11 +128,13 @@ class _Run:
             return self._result(Verdict.VERIFIED, problems, None)
         return self._result(Verdict.TIMEOUT if self.deadline.passed else Verdict.UNKNOWN, problems, None)
 
-    def _burst(self, problems: Subproblems, seconds: float, name: str) -> Witness | None:
+    def _burst(self, problems: Subproblems, name: str, rounds: int) -> Witness | None:
         begun = time.monotonic()
         self.progress(f"{name}: {int(problems.open.sum())} open disjuncts")
         with torch.enable_grad():
-            witness = self.falsifier.burst(problems.group, problems.open, self.deadline.sooner(seconds))
+            witness = self.falsifier.burst(
+                problems.group, problems.open, self.deadline.sooner(self.options.attack_seconds), rounds
+            )
         still = int(problems.open.sum())
         self._stage(name, time.monotonic() - begun, still, still, "witness replayed" if witness else "")
         return witness

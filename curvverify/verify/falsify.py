@@ -43,8 +43,11 @@ class Falsifier:
         self.generator = torch.Generator().manual_seed(self.seed)
         self._ranges: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def burst(self, group: Tensor, open_disjuncts: Tensor, deadline: Deadline) -> Witness | None:
-        """Attack every open disjunct (B, D) of the groups (B,) from the centre, corners and random points."""
+    def burst(self, group: Tensor, open_disjuncts: Tensor, deadline: Deadline, rounds: int = 1) -> Witness | None:
+        """Attack every open disjunct (B, D) of the groups (B,) from the centre, corners and random points.
+
+        Every round takes new starts.
+        """
         pairs = open_disjuncts.nonzero()
         if not pairs.numel():
             return None
@@ -52,14 +55,12 @@ class Falsifier:
         pairs = pairs[order]
         batch = max(1, 4096 // (self.starts + 2), 2**24 // (self.graph.nodes[0].size * (self.starts + 2) * 8))
         batch = min(batch, 256)
-        first = True
-        while first or not deadline.passed:
+        for round_ in range(rounds):
             for begin in range(0, len(pairs), batch):
                 chosen = pairs[begin : begin + batch]
-                witness = self._descend(group[chosen[:, 0]], chosen[:, 1], first, deadline)
+                witness = self._descend(group[chosen[:, 0]], chosen[:, 1], round_ == 0, deadline)
                 if witness is not None or deadline.passed:
                     return witness
-            first = False
         return None
 
     def try_points(self, group: Tensor, points: Tensor) -> Witness | None:
