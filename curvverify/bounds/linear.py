@@ -13,7 +13,7 @@ Source: DESIGN.md section 4(b); the backward pass is that of CROWN (Zhang et al.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -391,35 +391,42 @@ def linear_bounds(
     for position in range(len(graph)):
         relaxation.append(None if known is None else known.get(position))
         if position in wanted and not _interval_is_exact(graph, position) and not effort.deadline.passed:
-            entries = _loose_entries(relaxation, position)
-            if entries.numel():
-                relaxation.tighten(position, entry_bounds(relaxation, position, entries, effort))
+            loose = _loose_entries(relaxation, position)
+            if bool(loose.any()):
+                relaxation.tighten(position, entry_bounds(relaxation, position, loose, effort))
     return relaxation
 
 
 def entry_bounds(relaxation: Relaxation, node: int, entries: Tensor, effort: Effort) -> Interval:
-    """Linear bounds (B, *S) on some entries (flat positions) of a node; the others keep the bounds they have."""
+    """Linear bounds (B, *S) on chosen entries (mask (B, *S)) of a node; the others keep the bounds they have."""
     old = relaxation.intervals[node]
+    shape = relaxation.graph.nodes[node].shape
     if not any(relaxation.graph.nodes[i].nonlinear for i in relaxation.graph.ancestors[node]):
-        effort = Effort(1, effort.memory, effort.deadline)  # affine in the input: the first pass is exact
-    count, size = entries.numel(), relaxation.graph.nodes[node].size
+        effort = replace(effort, iterations=1)  # affine in the input: the first pass is exact
+    chosen, present = _packed(entries.flatten(1))
     lower, upper = old.lower.flatten(1).clone(), old.upper.flatten(1).clone()
-    for piece in _pieces(relaxation, node, 2 * count, effort.memory):
-        half = entries[piece.start // 2 : (piece.stop + 1) // 2]
-        if not half.numel():
-            continue
-        rows = torch.zeros(1, 2 * half.numel(), size, dtype=torch.float64)
-        index = torch.arange(half.numel())
-        rows[0, index, half], rows[0, half.numel() + index, half] = 1.0, -1.0
-        shaped = Rows(rows.reshape(1, -1, *relaxation.graph.nodes[node].shape))
-        found = row_bounds(relaxation, node, shaped, effort).lower
-        lower[:, half] = torch.maximum(lower[:, half], found[:, : half.numel()])
-        upper[:, half] = torch.minimum(upper[:, half], -found[:, half.numel() :])
+    for piece in _pieces(relaxation, node, 2 * chosen.shape[1], effort.memory):
+        index = chosen[:, (piece.start + 1) // 2 : (piece.stop + 1) // 2]
+        here = present[:, (piece.start + 1) // 2 : (piece.stop + 1) // 2]
+        rows = torch.zeros(*index.shape, lower.shape[1], dtype=torch.float64)
+        rows.scatter_(2, index.unsqueeze(2), here.double().unsqueeze(2))
+        both = Rows(torch.cat([rows, -rows], 1).reshape(len(index), -1, *shape))
+        below, above = row_bounds(relaxation, node, both, effort).lower.chunk(2, 1)
+        lower.scatter_reduce_(1, index, torch.where(here, below, -torch.inf), "amax")
+        upper.scatter_reduce_(1, index, torch.where(here, -above, torch.inf), "amin")
     return Interval(lower.reshape(old.shape), upper.reshape(old.shape))
 
 
+def _packed(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B, K) of the set entries of every row of a mask (B, n), padded; and which of them are real."""
+    count = mask.sum(1)
+    most = int(count.max())
+    order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    return order, torch.arange(most) < count.unsqueeze(1)
+
+
 def _loose_entries(relaxation: Relaxation, position: int) -> Tensor:
-    """Flat positions of the entries whose bounds some nonlinear consumer depends on, in any of the boxes."""
+    """Mask (B, *S) of the entries whose bounds some nonlinear consumer depends on."""
     x = relaxation.intervals[position]
     mask = torch.zeros_like(x.lower, dtype=torch.bool)
     for consumer in relaxation.graph.nodes:
@@ -428,7 +435,7 @@ def _loose_entries(relaxation: Relaxation, position: int) -> Tensor:
                 mask |= consumer.op.curved(x, relaxation.saturation)
             else:
                 mask |= x.width > 0
-    return mask.flatten(1).any(0).nonzero().squeeze(1)
+    return mask
 
 
 def _interval_is_exact(graph: Graph, position: int) -> bool:

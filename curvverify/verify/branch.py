@@ -22,6 +22,15 @@ MIN_WIDTH = 1e-9
 """Relative to the query's box: coordinates narrower than this are not split any further."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Open:
+    """One open subproblem: what is known of its nodes, and how much splitting each input coordinate promises."""
+
+    problem: Subproblems
+    known: dict[int, Interval]
+    scores: Tensor
+
+
 @dataclass(eq=False)
 class Branching:
     """The queue of open subproblems and what became of the others."""
@@ -34,7 +43,7 @@ class Branching:
     bounded: int = 0
     """Subproblems bounded so far."""
     witness: Witness | None = None
-    _queue: list[tuple[float, int, Subproblems, Tensor]] = field(default_factory=list)
+    _queue: list[tuple[float, int, _Open]] = field(default_factory=list)
     _count: itertools.count[int] = field(default_factory=itertools.count)
 
     def run(self, roots: list[Checked], deadline: Deadline) -> None:
@@ -51,14 +60,14 @@ class Branching:
         reported, batch = time.monotonic(), 16
         while self._queue and not deadline.passed and self.witness is None:
             begun = time.monotonic()
-            problems = self._split(min(batch, self.batch))
-            checked = self.checker.linear(problems, Effort(1, self.memory, deadline), row_iterations=3)
+            problems, known = self._split(min(batch, self.batch))
+            checked = self.checker.linear(problems, Effort(1, self.memory, deadline), row_iterations=3, known=known)
             self.bounded += len(problems)
             self._record(problems, checked.problems)
             self._push(checked)
             self.witness = self._attack(checked)
             now = time.monotonic()
-            batch = 2 * batch if now - begun < 0.5 else max(8, batch // 2) if now - begun > 2.0 else batch
+            batch = 2 * batch if now - begun < 0.3 else max(4, batch // 2) if now - begun > 1.0 else batch
             if now - reported > 1.0:
                 reported = now
                 worst = self._queue[0][0] if self._queue else 0.0
@@ -68,15 +77,16 @@ class Branching:
     def open_disjuncts(self) -> Tensor:
         """(G, D): disjuncts that are open on some subproblem in the queue."""
         still = torch.zeros_like(self.checker.property.present)
-        for _, _, one, _ in self._queue:
-            still[one.group[0]] |= one.open[0]
+        for _, _, entry in self._queue:
+            still[entry.problem.group[0]] |= entry.problem.open[0]
         return still
 
     @property
     def leaf_margins(self) -> Tensor:
         """(G, D): smallest proved margin over all leaves, settled and open."""
         margins = self._settled.clone()
-        for _, _, one, _ in self._queue:
+        for _, _, entry in self._queue:
+            one = entry.problem
             g = int(one.group[0])
             best = torch.where(one.open[0], one.margins[0].amax(1), torch.inf)
             margins[g] = torch.minimum(margins[g], best)
@@ -90,11 +100,14 @@ class Branching:
         self._settled.scatter_reduce_(0, index, best, "amin")
 
     def _push(self, checked: Checked) -> None:
-        """Queue what is still open, with the score of every coordinate to split next."""
-        problems = checked.problems
+        """Queue what is still open."""
+        problems, relaxation = checked.problems, checked.relaxation
+        wanted = () if relaxation is None else self.checker.graph.bounded
         for b in problems.unsettled.tolist():
             one = problems[b : b + 1]
-            heapq.heappush(self._queue, (float(one.margin_lower[0]), next(self._count), one, self._scores(checked, b)))
+            known = {i: relaxation.intervals[i][b : b + 1] for i in wanted} if relaxation is not None else {}
+            entry = _Open(one, known, self._scores(checked, b))
+            heapq.heappush(self._queue, (float(one.margin_lower[0]), next(self._count), entry))
 
     def _scores(self, checked: Checked, b: int) -> Tensor:
         """How much every input coordinate (n,) matters to the open disjuncts: |linear form| times width."""
@@ -109,18 +122,24 @@ class Branching:
         slope = checked.bounds.slope[b, chosen].flatten(1).abs()
         return (slope.sum(0) + 1e-3 * slope.mean() + 1e-30) * width
 
-    def _split(self, count: int) -> Subproblems:
+    def _split(self, count: int) -> tuple[Subproblems, dict[int, Interval]]:
         """Both halves of the most open subproblems, cut at the middle of their best coordinate."""
         parts: list[Subproblems] = []
+        known: list[dict[int, Interval]] = []
         for _ in range(min(count, len(self._queue))):
-            _, _, one, score = heapq.heappop(self._queue)
-            i = int(score.argmax())
+            entry = heapq.heappop(self._queue)[2]
+            one, i = entry.problem, int(entry.scores.argmax())
             middle = 0.5 * (one.box.lower[0, i] + one.box.upper[0, i])
             left, right = one.box.upper.clone(), one.box.lower.clone()
             left[0, i] = right[0, i] = middle
             for lower, upper in ((one.box.lower, left), (right, one.box.upper)):
                 parts.append(Subproblems(Interval(lower, upper), one.group, one.open, one.margins))
-        return concatenate(parts)
+                known.append(entry.known)
+        shared = set.intersection(*(set(k) for k in known))
+        stacked = {
+            i: Interval(torch.cat([k[i].lower for k in known]), torch.cat([k[i].upper for k in known])) for i in shared
+        }
+        return concatenate(parts), stacked
 
     def _attack(self, checked: Checked) -> Witness | None:
         """Try the corners that minimise the open rows' linear forms, and the centres."""

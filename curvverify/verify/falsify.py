@@ -16,7 +16,7 @@ from curvverify.types import Deadline
 from curvverify.verify.property import Property
 from curvverify.verify.result import Witness
 
-Run = Callable[[np.ndarray], np.ndarray]
+Run = Callable[[Tensor], Tensor]
 """The reference execution: flat float32 input -> flat float32 output (ONNX Runtime on the CPU)."""
 
 STEPS = 24
@@ -78,7 +78,7 @@ class Falsifier:
         """The witness, if the reference execution puts x (flat, float32) strictly into one of the group's polytopes."""
         low, high = self._range(group)
         x = np.clip(x.astype(np.float32), low, high)
-        y = np.asarray(self.run(x), np.float32).ravel()
+        y = self.run(torch.from_numpy(x)).numpy()
         if not np.isfinite(y).all() or self.query.satisfied_by(x, y) is None:
             return None
         return Witness(tuple(map(float, x)), tuple(map(float, y)), replayed=True)

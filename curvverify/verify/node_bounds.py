@@ -90,7 +90,7 @@ def bounds(
         else:
             effort = Effort(options.refine_iterations, options.memory, deadline)
             relaxation = linear_bounds(graph, box, effort)
-            every = torch.arange(graph.nodes[-1].size)
+            every = torch.ones_like(relaxation.intervals[-1].lower, dtype=torch.bool)
             relaxation.tighten(graph.output, entry_bounds(relaxation, graph.output, every, effort))
             intervals = relaxation.intervals
     nodes = tuple(

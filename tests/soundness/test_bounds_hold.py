@@ -9,8 +9,8 @@ from curvverify.bounds.interval import interval_bounds
 from curvverify.bounds.linear import Effort, Rows, entry_bounds, linear_bounds, optimised_row_bounds, row_bounds
 from curvverify.ops.base import Op
 from curvverify.types import Interval
-from tests.soundness.operators import SAMPLES
 from tests.soundness.attack import points, worst_violation
+from tests.soundness.operators import SAMPLES
 from tests.soundness.random_graphs import residual_convnet, residual_mlp
 
 ROUNDING = 1e-12
@@ -41,7 +41,7 @@ def check_graph(op: Op, radius: float, make) -> None:
         box = box_around(graph.input_shape, radius, seed)
         interval = interval_bounds(graph, box)
         linear = linear_bounds(graph, box, Effort(iterations=3))
-        every = torch.arange(graph.nodes[-1].size)
+        every = torch.ones(1, *graph.output_shape, dtype=torch.bool)
         linear.tighten(graph.output, entry_bounds(linear, graph.output, every, Effort(iterations=3)))
         for node in range(len(graph)):
             scale = 1.0 + float(graph.values(0.5 * (box.lower + box.upper))[node].abs().max())
