@@ -29,8 +29,15 @@ from curvverify.types import Deadline, Interval
 SMOOTHING = (0.0, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
 """Spread of slopes at kinks by iteration: without it Frank-Wolfe stalls at them."""
 
+PIECE = 0.25
+"""GiB of rows that go through at once: more is no faster, and the deadline is polled between pieces."""
+
 SATURATION = 1e-4
 """Entries whose image is narrower than this are bounded by constants, which makes later products sparse."""
+
+
+PRODUCT_GAP = 1e-6
+"""Products whose planes are this close to each other (relative) need no better bounds on their factors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,7 +381,7 @@ def _pieces(relaxation: Relaxation, node: int, rows: int, memory: float) -> list
     sizes = [graph.nodes[i].size for i in graph.ancestors[node]]
     stored = sum(graph.nodes[i].size for i in graph.ancestors[node] if graph.nodes[i].nonlinear)
     per_row = 8 * relaxation.box.lower.shape[0] * (4 * stored + 6 * max(sizes) + 2 * sizes[0])
-    count = max(1, int(memory * 2**30 / per_row))
+    count = max(1, int(min(memory, PIECE) * 2**30 / per_row))
     return [slice(i, min(i + count, rows)) for i in range(0, rows, count)]
 
 
@@ -434,8 +441,16 @@ def _loose_entries(relaxation: Relaxation, position: int) -> Tensor:
             if isinstance(consumer.op, Elementwise):
                 mask |= consumer.op.curved(x, relaxation.saturation)
             else:
-                mask |= x.width > 0
+                mask |= _worth_bounding(relaxation, position, consumer.inputs)
     return mask
+
+
+def _worth_bounding(relaxation: Relaxation, position: int, factors: tuple[int, ...]) -> Tensor:
+    """Mask (B, *S) of the entries whose product with the other factor, if that has bounds yet, is far from bilinear."""
+    x = relaxation.intervals[position]
+    others = [relaxation.intervals[i] for i in factors if i != position and i < len(relaxation.intervals)]
+    gap, size = (x.width, x.magnitude) if not others else (x.width * others[0].width, x.magnitude * others[0].magnitude)
+    return ~(gap <= PRODUCT_GAP * (1.0 + size))
 
 
 def _interval_is_exact(graph: Graph, position: int) -> bool:
