@@ -1,0 +1,18 @@
+"""What every test may use."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("curvverify", deadline=None)  # the machine may be busy
+settings.load_profile("curvverify")
+
+
+@pytest.fixture(scope="session")
+def shared_path() -> Path:
+    """The folder of benchmark files beside the checkout; the test is skipped where there is none."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    return folder
