@@ -1,5 +1,9 @@
 """What every test may use."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers that share cores would spin on each other
+
 from pathlib import Path
 
 import pytest

@@ -85,7 +85,9 @@ class Convolution(_WithConstants):
     spatial_out: tuple[int, ...]
     transposed: bool = False
 
-    def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, spatial: tuple[int, ...]) -> Tensor:
+    def _map(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, spatial: tuple[int, ...]
+    ) -> Tensor:
         rank = len(self.stride)
         batch = x.reshape(-1, *x.shape[-rank - 1 :])
         if transposed:

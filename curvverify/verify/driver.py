@@ -149,11 +149,9 @@ class _Run:
         options = self.options
         index = problems.unsettled
         roots: list[Checked] = []
-        for name, iterations, rows in (
-            ("linear", 1, options.property_iterations),
-            ("refine", options.refine_iterations, 2 * options.property_iterations),
-        ):
-            if not index.numel() or self.deadline.passed or iterations < 1:
+        for name, iterations in (("linear", 1), ("refine", 3), ("refine more", options.refine_iterations)):
+            rows = max(2 * iterations, options.property_iterations)
+            if not index.numel() or self.deadline.passed or iterations > max(1, options.refine_iterations):
                 break
             begun, before = time.monotonic(), int(problems.open.sum())
             self.progress(f"{name}: {before} open disjuncts")
@@ -207,8 +205,9 @@ class _Run:
         """Record a stage, and which disjuncts it settled."""
         for g, d in (self.property.present & ~problems.open).nonzero().tolist():
             self.settled_by.setdefault((g, d), name)
-        worst = float(problems.margin_lower.min()) if len(problems) else math.inf
-        detail = detail or f"margin {worst:.6g}"
+        margins = problems.margins.amax(2)[self.property.present]
+        worst = float(margins.min()) if margins.numel() else math.inf
+        detail = ", ".join(filter(None, (detail, f"margin {worst:.6g}")))
         self._stage(name, time.monotonic() - begun, before, int(problems.open.sum()), detail)
         return problems
 

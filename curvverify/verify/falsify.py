@@ -131,10 +131,10 @@ class Falsifier:
         return worst.gather(1, disjunct.unsqueeze(1)).squeeze(1)
 
     def _starts(self, low: Tensor, high: Tensor, first: bool) -> Tensor:
-        """(P, starts, n): the centre, corners and uniform points."""
-        shape = (low.shape[0], self.starts, low.shape[1])
-        t = torch.rand(shape, generator=self.generator)
-        t[:, : self.starts // 2] = t[:, : self.starts // 2].round()
+        """(P, starts, n): the centre, corners and uniform points; a quarter of them in the first round."""
+        count = max(2, self.starts // 4) if first else self.starts
+        t = torch.rand(low.shape[0], count, low.shape[1], generator=self.generator)
+        t[:, : count // 2] = t[:, : count // 2].round()
         if first:
             t[:, 0] = 0.5
         return low.unsqueeze(1) + t * (high - low).unsqueeze(1)

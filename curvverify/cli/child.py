@@ -1,0 +1,179 @@
+"""One instance in one killable process: time limit, memory cap, and what the process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from curvverify.report.batch import Key, Record
+
+POLL = 0.05
+"""Seconds between looks at a running process."""
+
+GIB = 2.0**30
+WITHOUT_VERDICT = {2: "error", 3: "unsupported", 4: "unreadable"}
+"""What an exit code other than 0 means; 1 and signals are `error`."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One line of an instances.csv, with its files found."""
+
+    family: str
+    onnx: str
+    vnnlib: str
+    timeout: float
+    folder: Path
+
+    @property
+    def key(self) -> Key:
+        return self.family, self.onnx, self.vnnlib
+
+    @property
+    def network(self) -> str:
+        """What `--network` gets: the file beside the table; the competition's list of several stays as it is."""
+        return self.onnx if self.onnx.lstrip().startswith("[") else str(self.folder / self.onnx)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a process is killed."""
+
+    grace: float
+    """Seconds beyond the time limit."""
+    memory_gib: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code (negative: a signal), time, memory, and why it was killed, if it was."""
+
+    code: int
+    seconds: float
+    peak_gib: float
+    killed: str
+
+
+def run_instance(instance: Instance, flags: list[str], limits: Limits, stop: threading.Event) -> Record | None:
+    """Run `curvverify verify` on the instance; None where `stop` was set before it ended."""
+    threads = flags[flags.index("--threads") + 1] if "--threads" in flags else None
+    environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begun = time.monotonic()
+        process = subprocess.Popen(
+            command_line(instance, flags),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            env=environment,
+        )
+        ended = _watch(process, begun, instance.timeout, limits, stop)
+        return None if ended is None else _record(instance, ended, _text(out), _text(err))
+
+
+def command_line(instance: Instance, flags: list[str]) -> list[str]:
+    """The call of `curvverify verify` for the instance."""
+    command = [sys.executable, "-m", "curvverify", "verify", str(instance.folder / instance.vnnlib)]
+    return [*command, "--network", instance.network, "--timeout", str(instance.timeout), "--json", "-", "-v", *flags]
+
+
+def _watch(
+    process: subprocess.Popen[bytes], begun: float, timeout: float, limits: Limits, stop: threading.Event
+) -> Ended | None:
+    """Wait for the end of the process, bring it about where a limit is passed; None where `stop` was set."""
+    peak, killed = 0.0, ""
+    while (usage := _collect(process, os.WNOHANG)) is None:
+        elapsed = time.monotonic() - begun
+        peak = max(peak, tree_memory(process.pid) / GIB)
+        if stop.is_set():
+            _kill(process)
+            return None
+        if elapsed > timeout + limits.grace:
+            killed = f"time: still running {limits.grace:g} s after its limit of {timeout:g} s"
+        elif peak > limits.memory_gib:
+            killed = f"memory: {peak:.2f} GiB, over the cap of {limits.memory_gib:g} GiB"
+        if killed:
+            usage = _kill(process)
+            break
+        stop.wait(POLL)
+    seconds = time.monotonic() - begun
+    return Ended(process.returncode, seconds, max(peak, usage / GIB), killed)
+
+
+def _collect(process: subprocess.Popen[bytes], options: int) -> float | None:
+    """Largest resident bytes of the process once it has ended (and the ended process laid to rest), None before."""
+    pid, status, usage = os.wait4(process.pid, options)
+    if pid == 0:
+        return None
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return float(usage.ru_maxrss) * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> float:
+    """End the process with everything it started, and wait for it."""
+    os.killpg(process.pid, signal.SIGKILL)
+    return _collect(process, 0) or 0.0
+
+
+def tree_memory(pid: int) -> float:
+    """Resident bytes of a process and everything it started."""
+    total = 0.0
+    try:
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.Error:
+        pass
+    return total
+
+
+def _record(instance: Instance, ended: Ended, out: str, err: str) -> Record:
+    """What the process's end, stdout and stderr add up to."""
+    seconds, peak = round(ended.seconds, 3), round(ended.peak_gib, 3)
+    record = Record(*instance.key, instance.timeout, "error", seconds, peak)
+    if ended.killed:
+        verdict = "memory-out" if ended.killed.startswith("memory") else "timed-out"
+        return replace(record, verdict=verdict, error=ended.killed)
+    if ended.code != 0:
+        error = _last_lines(err) or f"ended with code {ended.code}"
+        return replace(record, verdict=WITHOUT_VERDICT.get(ended.code, "error"), error=error)
+    try:
+        record = _with_result(record, json.loads(out))
+    except (ValueError, KeyError, TypeError) as error:
+        return replace(record, error=f"no readable result: {error}")
+    if record.decided and ended.seconds > instance.timeout:
+        note = f"answered {record.verdict}, but after the limit"
+        return replace(record, verdict="timed-out", notes=(*record.notes, note))
+    return record
+
+
+def _with_result(record: Record, data: dict[str, Any]) -> Record:
+    """The record with the verdict and further fields out of the result that the process printed."""
+    return replace(
+        record,
+        verdict=data["verdict"],
+        margin_lower=float(data["margin_lower"]),
+        stages=tuple(data["stages"]),
+        notes=tuple(data["notes"]),
+    )
+
+
+def _last_lines(text: str, count: int = 12) -> str:
+    return "\n".join(text.strip().splitlines()[-count:])
+
+
+def _text(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read().decode(errors="replace")

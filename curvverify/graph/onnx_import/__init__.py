@@ -1,0 +1,1 @@
+"""ONNX models as torch modules: prepared, converted node by node, and run."""

@@ -1,0 +1,1 @@
+"""Elementwise operators: one scalar function per entry, one small file per family."""

@@ -1,0 +1,38 @@
+"""The look all pictures share; matplotlib is imported here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curvverify.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8c8c8c"
+"""Colours that stay apart for colour-blind readers (Okabe and Ito)."""
+
+
+def new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with axes side by side, without a window; UnsupportedError where matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnsupportedError("pictures need matplotlib: pip install 'curvverify[plots]'") from error
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the picture in the format that the suffix names; UnsupportedError for one matplotlib does not know."""
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise UnsupportedError(f"{path}: {error}") from error
