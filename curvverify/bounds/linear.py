@@ -108,7 +108,9 @@ class Relaxation:
             image, magnitude = self.box, self.box.magnitude
         else:
             node = self.graph.nodes[position]
-            image, magnitude = node_image(node, [self.intervals[i] for i in node.inputs])
+            inputs = [self.intervals[i] for i in node.inputs]
+            image = node_image(node, inputs)
+            magnitude = node.op.magnitude(*inputs) if isinstance(node.op, Linear) else image.magnitude
         if known is not None:
             image = consistent(image.intersect(known), image)
         self.intervals.append(image)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -61,11 +61,10 @@ def batch(
     done, stream = open_for_append(out)
     finished = {record.key for record in done}
     left = [instance for instance in chosen if instance.key not in finished]
-    with stream, _terminate_as_interrupt():
+    running = _run_all(left, flags, Limits(GRACE, memory_cap), jobs)
+    with stream, _terminate_as_interrupt(), contextlib.closing(running):
         try:
-            for record in _shown(
-                _run_all(left, flags, Limits(GRACE, memory_cap), jobs), len(chosen) - len(left), len(chosen)
-            ):
+            for record in _shown(running, len(chosen) - len(left), len(chosen)):
                 append(stream, record)
         except KeyboardInterrupt:
             stderr_console().print(f"interrupted: {out} is complete so far; the same command with --resume goes on")
@@ -128,8 +127,8 @@ def _chosen(files: list[Path], only: Sequence[str], cap: float | None) -> list[I
     return list(found.values())
 
 
-def _run_all(instances: list[Instance], flags: list[str], limits: Limits, jobs: int) -> Iterator[Record]:
-    """Records in the order in which they finish; leaving early, by an exception too, kills what still runs."""
+def _run_all(instances: list[Instance], flags: list[str], limits: Limits, jobs: int) -> Generator[Record, None, None]:
+    """Records in the order in which they finish; closed early, it kills what still runs."""
     from curvverify.cli.child import run_instance
 
     stop = threading.Event()

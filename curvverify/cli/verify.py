@@ -89,18 +89,7 @@ def verify(
         return decide(job)
 
     parsed, result = _reported(work, result_file)
-    if result_file is not None:
-        from curvverify.report.witness import result_file_text
-
-        write_file(result_file, result_file_text(parsed, result))
-    text = json.dumps(_as_json(result)) if json_file is not None else ""
-    if json_file is not None and json_file != "-":
-        write_file(Path(json_file), text + "\n")
-    if serialise_assignments is not None and result.witness is not None:
-        from curvverify.report.assignments import write_assignments
-
-        write_assignments(parsed, result.witness, serialise_assignments)
-    typer.echo(text if json_file == "-" else answer(parsed, result, serialise_assignments is None))
+    _deliver(parsed, result, result_file, json_file, serialise_assignments)
 
 
 def decide(job: Job) -> tuple[Query, Result]:
@@ -145,7 +134,25 @@ def _reported(work: Callable[[], tuple[Query, Result]], result_file: Path | None
         raise
 
 
-def _as_json(result: Result) -> dict[str, Any]:
-    from curvverify.report.serialise import to_json
+def _deliver(
+    query: Query, result: Result, result_file: Path | None, json_file: str | None, assignments: Path | None
+) -> None:
+    """Write the files that were asked for, then the answer on stdout."""
+    if result_file is not None:
+        from curvverify.report.witness import result_file_text
 
-    return to_json(result)
+        write_file(result_file, result_file_text(query, result))
+    text = answer(query, result, assignments is None)
+    if json_file is not None:
+        from curvverify.report.serialise import to_json
+
+        record = json.dumps(to_json(result))
+        if json_file == "-":
+            text = record
+        else:
+            write_file(Path(json_file), record + "\n")
+    if assignments is not None and result.witness is not None:
+        from curvverify.report.assignments import write_assignments
+
+        write_assignments(query, result.witness, assignments)
+    typer.echo(text)

@@ -16,7 +16,7 @@ from curvverify.ops.linear import Concatenate, Convolution, Dense, Diagonal, Gat
 from curvverify.ops.product import Product
 from curvverify.ops.registry import ELEMENTWISE
 
-SMALL = 4096
+SMALL = 32768
 """Constants up to this many entries are compared by content, larger ones by their memory."""
 
 
@@ -61,6 +61,13 @@ def _fingerprint(value: object) -> object:
 def normal(dim: int, rank: int) -> int:
     """A dimension counted from the front."""
     return dim + rank if dim < 0 else dim
+
+
+def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """The common shape of operands (torch.broadcast_shapes imports sympy, which takes 0.3 s)."""
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
+    return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True))
 
 
 class Builder:
@@ -162,8 +169,7 @@ class Builder:
         s = None if shift is None else torch.as_tensor(shift, dtype=torch.float64)
         f = None if f is None or bool((f == 1.0).all()) else f
         s = None if s is None or bool((s == 0.0).all()) else s
-        shapes = [torch.Size(x.shape), *(torch.as_tensor(c).shape for c in (factor, shift) if c is not None)]
-        x = self.expand(x, torch.broadcast_shapes(*shapes))
+        x = self.expand(x, broadcast(x.shape, *(torch.as_tensor(c).shape for c in (factor, shift) if c is not None)))
         return x if f is None and s is None else self.apply(Diagonal(f, s), x)
 
     def sum(self, terms: Sequence[Var], coefficients: Sequence[float] | None = None) -> Var:
@@ -171,7 +177,7 @@ class Builder:
         weights = tuple(float(c) for c in coefficients) if coefficients is not None else (1.0,) * len(terms)
         if len(terms) == 1:
             return self.affine(terms[0], weights[0], None)
-        shape = torch.broadcast_shapes(*(t.shape for t in terms))
+        shape = broadcast(*(t.shape for t in terms))
         return self.apply(Sum(weights), *(self.expand(t, shape) for t in terms))
 
     def add(self, a: Operand, b: Operand, scale: float = 1.0) -> Var:
@@ -191,7 +197,7 @@ class Builder:
         if isinstance(a, Var) and isinstance(b, Var):
             if a == b:
                 return self.scalar("Power", a, exponent=2.0)
-            shape = torch.broadcast_shapes(a.shape, b.shape)
+            shape = broadcast(a.shape, b.shape)
             return self.apply(Product(), self.expand(a, shape), self.expand(b, shape))
         if isinstance(a, Var):
             assert not isinstance(b, Var)
@@ -270,15 +276,16 @@ class Builder:
         return self.add(b, self.scalar("Relu", self.sub(b, a)), -1.0)
 
     def extremum(self, x: Var, windows: Tensor, largest: bool = True) -> Var:
-        """The largest (smallest) entry of every window, as a balanced tree of binary maxima.
+        """The largest (smallest) entry of every window, as a balanced tree of binary maxima, a level at a time.
 
         `windows` (k, *S_out) holds flat positions in x; -1 stands for a missing member.  At least one is present.
         """
         present = windows.max(0, keepdim=True).values
-        index = torch.where(windows < 0, present, windows)
-        layer = [self.gather(x, entry) for entry in index]
+        layer = self.gather(x, torch.where(windows < 0, present, windows))
         pick = self.maximum if largest else self.minimum
-        while len(layer) > 1:
-            paired = [pick(a, b) if a != b else a for a, b in zip(layer[::2], layer[1::2], strict=False)]
-            layer = paired + layer[len(paired) * 2 :]
-        return layer[0]
+        while (count := layer.shape[0]) > 1:
+            half = count // 2
+            places = self.positions(layer)
+            paired = pick(self.gather(layer, places[:half]), self.gather(layer, places[half : 2 * half]))
+            layer = self.cat([paired, self.gather(layer, places[2 * half :])], 0) if count % 2 else paired
+        return self.reshape(layer, layer.shape[1:])

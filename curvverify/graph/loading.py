@@ -49,15 +49,16 @@ class LoadedModel:
 
 def load(
     model: str | Path | ModelProto | nn.Module,
-    shapes: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | Sequence[int] | Sequence[Sequence[int]] | None = None,
     check: bool = True,
     name: str | None = None,
     samples: int = 8,
 ) -> LoadedModel:
     """The layer graph of a network: an ONNX path (.gz too), a ModelProto, or a torch module.
 
-    `shapes` gives the input shape of a torch module, or shapes of ONNX inputs with dynamic dimensions by name.  Where
-    `check`, the graph is compared with ONNX Runtime (or the module) on `samples` random inputs.
+    `shapes` gives the input shape of a torch module (or a list of them), or shapes of ONNX inputs with dynamic
+    dimensions by name.  Where `check`, the graph is compared with ONNX Runtime (or the module) on `samples` random
+    inputs.
     Raises UnreadableError, UnsupportedModelError, ReplayError.
     """
     if isinstance(model, nn.Module):
@@ -83,20 +84,22 @@ def _load_onnx(model: str | Path | ModelProto, shapes: Any, check: bool, name: s
     from curvverify.graph.onnx_import import prepare
 
     if isinstance(model, str | Path):
-        path, content = str(model), read_bytes(model)
+        path, content, folder = str(model), read_bytes(model), Path(model).parent
         name = name or Path(model).name
     else:
-        path, content = None, model.SerializeToString()
+        path, content, folder = None, model.SerializeToString(), None
         name = name or model.graph.name or "model"
-    original = prepare.parsed(content, name)
-    fixed = prepare.with_shapes(original, shapes, name)
-    inputs = prepare.input_ports(fixed, name)
-    module = onnx_module.converted(prepare.prepared(fixed, onnx_module.known, name), name)
+    digest = hashlib.sha256(content).hexdigest()
+    parsed = prepare.parsed(content, name, folder)
+    if len(content) < parsed.ByteSize():  # tensors have come from other files
+        content = parsed.SerializeToString()
+    opset = prepare.default_opset(parsed)
+    fixed = prepare.with_shapes(parsed, shapes, name)
+    inputs, outputs = prepare.input_ports(fixed, name), list(fixed.graph.output)
+    module = onnx_module.converted(prepare.prepared(fixed, onnx_module.known), name)
     builder, outs = trace(module.trace, [_sample(p.shape) for p in inputs], name)
     graph, notes = finished(builder, outs)
-    ends = tuple(Port(v.name, o.shape, prepare.element_type(v)) for v, o in zip(fixed.graph.output, outs, strict=True))
-    opset = prepare.default_opset(original)
-    digest = hashlib.sha256(content).hexdigest()
+    ends = tuple(Port(v.name, o.shape, prepare.element_type(v)) for v, o in zip(outputs, outs, strict=True))
     loaded = LoadedModel(graph, name, path, digest, inputs, ends, opset, content, module, notes)
     if check:
         replay.check(loaded, samples)
@@ -104,18 +107,20 @@ def _load_onnx(model: str | Path | ModelProto, shapes: Any, check: bool, name: s
 
 
 def _load_module(model: nn.Module, shapes: Any, check: bool, name: str | None, samples: int) -> LoadedModel:
-    if shapes is None or isinstance(shapes, Mapping):
+    if not shapes or isinstance(shapes, Mapping):
         raise UsageError("a torch module needs the shape of its input, batch included: load(module, shapes=(1, 784))")
+    several = [tuple(s) for s in shapes] if isinstance(shapes[0], Sequence) else [tuple(shapes)]
     module = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     name = name or type(model).__name__
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"{key} {tuple(value.shape)}".encode())
-        digest.update(value.detach().contiguous().cpu().numpy().tobytes())
-    builder, outs = trace(_module_run(module), [_sample(tuple(shapes))], name)
+        digest.update(value.contiguous().numpy().tobytes())
+    builder, outs = trace(_module_run(module), [_sample(s) for s in several], name)
     graph, notes = finished(builder, outs)
-    ports = tuple(Port(f"output_{i}", o.shape) for i, o in enumerate(outs))
-    loaded = LoadedModel(graph, name, None, digest.hexdigest(), (Port("input", tuple(shapes)),), ports, module=module, notes=notes)
+    inputs = tuple(Port(f"input_{i}" if i else "input", s) for i, s in enumerate(several))
+    outputs = tuple(Port(f"output_{i}" if i else "output", o.shape) for i, o in enumerate(outs))
+    loaded = LoadedModel(graph, name, None, digest.hexdigest(), inputs, outputs, module=module, notes=notes)
     if check:
         from curvverify.graph import replay
 

@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from curvverify.numerics.rounding import TINY, gamma, nan_is_unbounded, round_up
 from curvverify.types import Interval
 
 
@@ -69,6 +70,27 @@ class Linear(Op):
         if not self.nonnegative:
             raise NotImplementedError(f"{self.name} must implement absolute()")
         return self.forward(*inputs, bias=bias)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        """Bounds (B, *S_out) on sum_i L_i x_i + c over the boxes, rounded outward; infinite where an input is.
+
+        Sound because: with centre m and radius r the range is L m + c +- |L| r, r is rounded up to cover what rounding
+        did to m, and each of the two sums errs by at most gamma_n times the sum of its absolute terms.
+        """
+        centres = [0.5 * (x.lower + x.upper) for x in inputs]
+        radii = [
+            round_up(round_up(0.5 * (x.upper - x.lower)) + 2.0**-52 * c.abs())
+            for x, c in zip(inputs, centres, strict=True)
+        ]
+        centre = self.forward(*centres)
+        terms = self.absolute(*(c.abs() + r for c, r in zip(centres, radii, strict=True)))
+        radius = self.absolute(*radii, bias=False) + (2.0 * gamma(self.terms + 8)) * terms + TINY
+        return nan_is_unbounded(Interval(centre - radius, centre + radius))
+
+    def magnitude(self, *inputs: Interval) -> Tensor:
+        """Upper bound (B, *S_out) on sum_i |L_i| |x_i| + |c|, the absolute terms that the value is a sum of."""
+        terms = self.absolute(*(x.magnitude for x in inputs))
+        return (terms * (1.0 + 2.0 * gamma(self.terms + 8))).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     @property
     def offset(self) -> Tensor | None:

@@ -14,7 +14,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from curvverify.numerics.rounding import TINY, gamma, nan_is_unbounded
 from curvverify.ops.base import Linear
+from curvverify.types import Interval
+
+
+def _end(op: Linear, *values: Tensor) -> tuple[Tensor, Tensor]:
+    """An operator's value at given inputs, and a bound on its rounding error: infinite only where the value is."""
+    return op.forward(*values), gamma(op.terms + 4) * op.absolute(*(v.abs() for v in values)) + TINY
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +146,16 @@ class Diagonal(_WithConstants):
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y if self.factor is None else y * self.factor,)
 
+    def interval(self, *inputs: Interval) -> Interval:
+        """Both ends by one product and one sum each, rounded outward; an infinite end concerns its own entry only."""
+        (x,) = inputs
+        lower, upper = x.lower, x.upper
+        if self.factor is not None:
+            falls = self.factor < 0
+            lower, upper = torch.where(falls, upper, lower), torch.where(falls, lower, upper)
+        (low, low_slack), (high, high_slack) = _end(self, lower), _end(self, upper)
+        return nan_is_unbounded(Interval(low - low_slack, high + high_slack))
+
     def absolute(self, *inputs: Tensor, bias: bool = True) -> Tensor:
         (x,) = inputs
         y = x if self.factor is None else x * self.factor.abs()
@@ -171,6 +188,13 @@ class Sum(Linear):
     def absolute(self, *inputs: Tensor, bias: bool = True) -> Tensor:
         return replace(self, coefficients=tuple(abs(c) for c in self.coefficients)).forward(*inputs)
 
+    def interval(self, *inputs: Interval) -> Interval:
+        """The sums of the lower and of the upper ends, rounded outward."""
+        signed = list(zip(self.coefficients, inputs, strict=True))
+        low, low_slack = _end(self, *(x.lower if c >= 0 else x.upper for c, x in signed))
+        high, high_slack = _end(self, *(x.upper if c >= 0 else x.lower for c, x in signed))
+        return nan_is_unbounded(Interval(low - low_slack, high + high_slack))
+
     @property
     def terms(self) -> int:
         return len(self.coefficients) + 1
@@ -181,6 +205,19 @@ class _Structural(Linear):
     """A linear operator that moves entries about and adds some up: every coefficient is nonnegative."""
 
     nonnegative: ClassVar[bool] = True
+
+    def interval(self, *inputs: Interval) -> Interval:
+        """The images of the lower and of the upper ends; exact where entries are only moved."""
+        lowers, uppers = [x.lower for x in inputs], [x.upper for x in inputs]
+        if self.moves_only:
+            return Interval(self.forward(*lowers), self.forward(*uppers))
+        (low, low_slack), (high, high_slack) = _end(self, *lowers), _end(self, *uppers)
+        return nan_is_unbounded(Interval(low - low_slack, high + high_slack))
+
+    @property
+    def moves_only(self) -> bool:
+        """True where every entry of the output is one entry of the input, or 0."""
+        return True
 
     @property
     def terms(self) -> int:
@@ -233,7 +270,7 @@ class Gather(_Structural):
         index = self.index.flatten()
         y = x.reshape(x.shape[0], -1).index_select(1, index.clamp(min=0))
         if bool((index < 0).any()):
-            y = y * (index >= 0).to(y.dtype)
+            y = torch.where(index >= 0, y, 0.0)
         return y.reshape(x.shape[0], *self.index.shape)
 
     def adjoint(self, y: Tensor) -> tuple[Tensor, ...]:
@@ -283,6 +320,10 @@ class Reduce(_Structural):
         return ((self.scale * y).expand(y.shape[0], *self.shape_in),)
 
     @property
+    def moves_only(self) -> bool:
+        return False
+
+    @property
     def terms(self) -> int:
         return math.prod(self.shape_in[a] for a in self.axes) + 1
 
@@ -313,6 +354,10 @@ class TorchLinear(_Structural):
             x = torch.zeros(y.shape[0], *self.shape_in, dtype=y.dtype, device=y.device, requires_grad=True)
             (g,) = torch.autograd.grad(self.function(x), x, y)
         return (g,)
+
+    @property
+    def moves_only(self) -> bool:
+        return False
 
     @property
     def terms(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -91,6 +92,21 @@ def test_summary_counts_and_contradictions() -> None:
     table = to_markdown([first, second]).splitlines()
     assert table[2].startswith("| fam | 2 of 7 |")
     assert len({line.count("|") for line in table}) == 1
+
+
+def test_the_summary_script(tmp_path: Path) -> None:
+    """Later files win, and the table ends with what contradicts the known verdicts."""
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text(RECORD.to_line() + "\n" + replace(RECORD, vnnlib="q", verdict="unknown").to_line() + "\n")
+    second.write_text(replace(RECORD, vnnlib="q", verdict="sat").to_line() + "\n")
+    (tmp_path / "fam").mkdir()
+    (tmp_path / "fam" / "expected.csv").write_text("onnx/a.onnx,q,60,unsat,tools,1.0\n")
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "summarise.py"
+    command = [sys.executable, script, first, second, "--expected", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "| fam | 2 of 2 | 1 | 1 | 0 | 0 |" in done.stdout
+    assert "CONTRADICTION: fam onnx/a.onnx q: sat, known unsat" in done.stdout
 
 
 def test_competition_csv_uses_its_words() -> None:

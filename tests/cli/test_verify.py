@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from curvverify.demo import FAILS, HOLDS, MODEL
@@ -171,6 +175,22 @@ def test_batch_resumes_after_a_truncated_line(call, benchmark_folder: Path, tmp_
     refused = call(*arguments)
     assert refused.code == 2
     assert "--resume" in refused.err
+
+
+def test_an_interrupted_batch_leaves_nothing_behind(benchmark_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "curvverify", "batch", str(benchmark_folder / "instances.csv"), "--out", str(out)]
+    batch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    observed = psutil.Process(batch.pid)
+    while not (children := observed.children()):
+        assert batch.poll() is None
+        time.sleep(0.02)
+    batch.send_signal(signal.SIGINT)
+    _, err = batch.communicate(timeout=20)
+    assert batch.returncode == 130
+    assert "--resume" in err
+    assert not any(child.is_running() for child in children)
+    assert read_records(out) == []
 
 
 def test_batch_reports_a_contradiction(call, benchmark_folder: Path, tmp_path: Path) -> None:

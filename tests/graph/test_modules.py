@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from curvverify.errors import UsageError
 from curvverify.graph import LoadedModel, load
+from curvverify.graph.lowering import normalisation
 
 
 def operators(loaded: LoadedModel) -> list[str]:
@@ -175,6 +176,11 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "constants": (lambda x: x.new_zeros(1, 3) + torch.zeros_like(x).cos() + x * torch.linspace(0, 1, 3), (1, 3)),
     "scatter": (lambda x: x.scatter(1, torch.tensor([[2, 0]]), 2.0 * x[:, :2]), (1, 3)),
     "casts": (lambda x: x.float().half().to(x.dtype) + x.detach().contiguous().clone(), (1, 3)),
+    "remainder": (lambda x: x % 0.7 + torch.remainder(x, torch.tensor([0.3, 0.4, 0.5])), (1, 3)),
+    "log of a sum": (lambda x: torch.logaddexp(x, x.cos()) + x.logsumexp(1, keepdim=True) + x.erfc(), (1, 3)),
+    "vector": (lambda x: torch.addmv(x[0], torch.eye(3).to(x.dtype), x[0], beta=0.5, alpha=2.0), (1, 3)),
+    "pairs": (lambda x: sum(torch.std_mean(x, 1)) + sum(torch.var_mean(x, 1, correction=0)), (2, 3)),
+    "bicubic": (lambda x: F.interpolate(x, scale_factor=2.0, mode="bicubic"), (1, 2, 3, 4)),
     "sums": (lambda x: x + x - 3 * x + 0 * x.relu() + (x + x.cos()), (1, 3)),
 }
 
@@ -209,6 +215,26 @@ def test_nothing_happens() -> None:
 def test_common_parts_are_shared() -> None:
     loaded = loaded_module(Function(lambda x: x[:, :2].relu() * 2.0 + x[:, :2].relu()[:, [1, 0]]), (1, 3))
     assert operators(loaded).count("Relu") == 1
+
+
+def test_large_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a size, a softmax goes through the logarithm of the sum instead of all differences."""
+    monkeypatch.setattr(normalisation, "MOST_PAIRS", 10)
+    for function in (torch.softmax, torch.log_softmax):
+        loaded = loaded_module(Function(lambda x, f=function: f(x, 1)), (2, 4, 3))
+        assert max(node.size for node in loaded.graph) == 24
+
+
+class Two(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return {"sum": a @ b, "first": a.relu()}
+
+
+def test_several_inputs_and_outputs() -> None:
+    loaded = load(Two(), shapes=[(1, 2, 3), (1, 3, 2)])
+    assert [(p.name, p.shape) for p in loaded.inputs] == [("input", (1, 2, 3)), ("input_1", (1, 3, 2))]
+    assert [p.shape for p in loaded.outputs] == [(1, 2, 2), (1, 2, 3)]
+    assert (loaded.graph.input_shape, loaded.graph.output_shape) == ((12,), (10,))
 
 
 def test_shape_is_needed() -> None:

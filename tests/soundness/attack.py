@@ -18,7 +18,7 @@ def points(box: Interval, count: int, seed: int) -> Tensor:
     return box.lower + t * box.width
 
 
-def ascent(graph: Graph, node: int, box: Interval, weight: Tensor, start: Tensor, steps: int = 12) -> Tensor:
+def ascent(graph: Graph, node: int, box: Interval, weight: Tensor, start: Tensor, steps: int = 8) -> Tensor:
     """Inputs after sign-gradient ascent of weight . value of the node, projected to the box."""
     x = start
     for t in range(steps):
@@ -36,7 +36,7 @@ def worst_violation(graph: Graph, box: Interval, node: int, bounds: Interval, se
     inputs = [starts]
     size = bounds.lower[0].numel()
     generator = torch.Generator().manual_seed(seed + 1)
-    for entry in torch.randperm(size, generator=generator)[:6].tolist():
+    for entry in torch.randperm(size, generator=generator)[:4].tolist():
         weight = torch.zeros(size, dtype=torch.float64)
         for sign in (1.0, -1.0):
             weight[entry] = sign

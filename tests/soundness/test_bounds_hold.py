@@ -24,7 +24,7 @@ def box_around(shape: tuple[int, ...], radius: float, seed: int) -> Interval:
     return Interval(centre - radius, centre + radius)
 
 
-@pytest.mark.parametrize("radius", [0.0, 1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("radius", [0.0, 1e-3, 0.3])
 @pytest.mark.parametrize("name", BOUNDED)
 def test_residual_mlp(name: str, radius: float) -> None:
     check_graph(SAMPLES[name], radius, residual_mlp)

@@ -78,12 +78,13 @@ def dot(t: Builder, a: Operand, b: Operand) -> Var:
 
 
 def addmm(t: Builder, c: Operand, a: Operand, b: Operand, *, beta: float = 1.0, alpha: float = 1.0) -> Var:
-    """beta c + alpha a b."""
+    """beta c + alpha a b, for a matrix a and a matrix or a vector b."""
     if not isinstance(a, Var) and not isinstance(b, Var):
-        return t.add(alpha * torch.as_tensor(a) @ torch.as_tensor(b), c, beta)
+        return t.add(alpha * (as_constant(a) @ as_constant(b)), c, beta)
     if isinstance(a, Var) and isinstance(b, Tensor) and isinstance(c, Tensor) and c.ndim == 1 and alpha == beta == 1.0:
         return t.apply(Dense(b.t().contiguous(), c.expand(b.shape[1]).contiguous()), a)
-    return t.add(t.affine(t.matmul(a, b), alpha, None), c, beta)
+    product = mv(t, a, b) if isinstance(b, Var | Tensor) and b.ndim == 1 else t.matmul(a, b)
+    return t.add(t.affine(product, alpha, None), c, beta)
 
 
 def convolution(
@@ -146,6 +147,7 @@ RULES: dict[str, Rule] = {
     "dot": dot,
     "vdot": dot,
     "addmm": addmm,
+    "addmv": addmm,
     "baddbmm": addmm,
     "convolution": convolution,
     "_convolution": lambda t, *args: convolution(t, *args[:9]),

@@ -11,6 +11,9 @@ from curvverify.graph.building import Builder, Operand, Var, normal
 from curvverify.graph.lowering.rules import CannotLower, Rule
 from curvverify.ops.linear import Diagonal, Reshape
 
+MOST_PAIRS = 4_000_000
+"""Largest number of pairs for which a softmax is made of the differences of all pairs."""
+
 
 def _rivals(t: Builder, x: Var, dim: int) -> Var:
     """sum over j != i of exp(x_j - x_i) along `dim`: softmax is 1 / (1 + it).
@@ -61,14 +64,31 @@ def _shown(t: Builder, x: Var, y: Var, hidden: float) -> Var:
     return t.affine(y, (~masked).to(torch.float64), torch.where(masked, hidden, 0.0))
 
 
+def _relative(t: Builder, x: Var, dim: int) -> tuple[Var, Var]:
+    """x_i - x_0 along `dim`, and the logarithm of the sum of their exponentials."""
+    dim = normal(dim, x.ndim)
+    first = t.positions(x).narrow(dim, 0, 1).expand(x.shape)
+    difference = t.sum([x, t.gather(x, first)], [1.0, -1.0])
+    return difference, t.scalar("Log", t.reduce(t.scalar("Exp", difference), [dim]))
+
+
+def _too_many(t: Builder, x: Var, dim: int) -> bool:
+    """Whether the differences of all pairs are too many to be worth their tightness."""
+    return x.size * (x.shape[dim] - 1) > MOST_PAIRS and _unmasked(t, x)[1] is None
+
+
 def softmax(t: Builder, x: Var, dim: int, *_: object) -> Var:
-    """1 / (1 + sum over j != i of exp(x_j - x_i))."""
+    """1 / (1 + sum over j != i of exp(x_j - x_i)); where that is too large, exp(x_i - log(sum of exp(x_j)))."""
+    if _too_many(t, x, dim):
+        return t.scalar("Exp", t.sub(*_relative(t, x, dim)))
     y = t.scalar("Reciprocal", t.affine(_rivals(t, x, dim), None, 1.0))
     return _shown(t, x, y, 0.0)
 
 
 def log_softmax(t: Builder, x: Var, dim: int, *_: object) -> Var:
-    """-log(1 + sum over j != i of exp(x_j - x_i))."""
+    """-log(1 + sum over j != i of exp(x_j - x_i)); where that is too large, x_i - log(sum of exp(x_j))."""
+    if _too_many(t, x, dim):
+        return t.sub(*_relative(t, x, dim))
     y = t.affine(t.scalar("Log", t.affine(_rivals(t, x, dim), None, 1.0)), -1.0, None)
     return _shown(t, x, y, -torch.inf)
 
@@ -112,6 +132,12 @@ def var_mean(
     t: Builder, x: Var, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Var, Var]:
     return var(t, x, dim, correction=correction, keepdim=keepdim), t.mean(x, dim or [], keepdim)
+
+
+def std_mean(
+    t: Builder, x: Var, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Var, Var]:
+    return std(t, x, dim, correction=correction, keepdim=keepdim), t.mean(x, dim or [], keepdim)
 
 
 def normalised(t: Builder, x: Var, axes: Sequence[int], eps: float) -> Var:
@@ -213,6 +239,7 @@ RULES: dict[str, Rule] = {
     "var.correction": var,
     "std.correction": std,
     "var_mean.correction": var_mean,
+    "std_mean.correction": std_mean,
     "native_layer_norm": layer_norm,
     "native_group_norm": group_norm,
     "native_batch_norm": batch_norm,

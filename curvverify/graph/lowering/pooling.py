@@ -146,6 +146,12 @@ def _linear(n: int, m: int, axis: int, align_corners: bool, *scales: float | Non
     ]
 
 
+def _cubic(n: int, m: int, axis: int, align_corners: bool, *scales: float | None) -> Tensor:
+    scale = scales[axis] if axis < len(scales) else None
+    columns = torch.eye(n, dtype=torch.float64).reshape(1, n, n, 1)
+    return torch.ops.aten.upsample_bicubic2d(columns, [m, 1], align_corners, scale, None)[0, :, :, 0]
+
+
 RULES: dict[str, Rule] = {
     "max_pool1d": max_pool(1, "max_pool1d"),
     "max_pool2d_with_indices": max_pool(2, "max_pool2d_with_indices"),
@@ -159,4 +165,5 @@ RULES: dict[str, Rule] = {
     "upsample_linear1d": separable(1, _linear),
     "upsample_bilinear2d": separable(2, _linear),
     "upsample_trilinear3d": separable(3, _linear),
+    "upsample_bicubic2d": separable(2, _cubic),
 }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvverify.graph.building import Builder, Operand, Var
+from curvverify.graph.building import Builder, Operand, Var, broadcast
 from curvverify.graph.lowering.rules import CannotLower, Rule
 
 
@@ -51,7 +51,7 @@ def pow_tensor(t: Builder, x: Operand, exponent: Operand) -> Var:
     values = exponent.unique()
     if values.numel() != 1:
         raise CannotLower("a power whose exponents differ from entry to entry; split it by exponent")
-    return t.expand(power(t, x, values.item()), torch.broadcast_shapes(x.shape, exponent.shape))
+    return t.expand(power(t, x, values.item()), broadcast(x.shape, exponent.shape))
 
 
 def pow_base(t: Builder, base: Operand, x: Var) -> Var:
@@ -102,7 +102,7 @@ def prelu(t: Builder, x: Var, slope: Operand) -> Var:
     slope = torch.as_tensor(slope, dtype=torch.float64)
     if slope.numel() == 1:
         return leaky_relu(t, x, slope.item())
-    shape = torch.broadcast_shapes(x.shape, slope.shape)
+    shape = broadcast(x.shape, slope.shape)
     return t.scalar("PRelu", t.expand(x, shape), negative_slope=slope.expand(shape).contiguous())
 
 
@@ -175,6 +175,19 @@ def glu(t: Builder, x: Var, dim: int = -1) -> Var:
 # -- of two values -------------------------------------------------------------------------------------------------
 
 
+def remainder(t: Builder, x: Operand, divisor: Operand) -> Var:
+    """x - c floor(x / c), c constant."""
+    if not isinstance(x, Var) or isinstance(divisor, Var):
+        raise CannotLower("a remainder whose divisor depends on the input")
+    steps = t.scalar("Floor", t.div(x, divisor))
+    return t.sub(x, t.mul(steps, divisor))
+
+
+def logaddexp(t: Builder, a: Operand, b: Operand) -> Var:
+    """a + softplus(b - a)."""
+    return t.add(softplus(t, t.sub(b, a)), a)
+
+
 def maximum(t: Builder, a: Operand, b: Operand) -> Var:
     return t.maximum(a, b)
 
@@ -197,8 +210,8 @@ def where(t: Builder, condition: Operand, a: Operand, b: Operand) -> Var:
     if (bool(mask.all()) and isinstance(a, Var)) or (not bool(mask.any()) and isinstance(b, Var)):
         whole = a if bool(mask.all()) else b
         assert isinstance(whole, Var)
-        other = [torch.Size(v.shape) for v in (a, b) if isinstance(v, Var | Tensor)]
-        return t.expand(whole, torch.broadcast_shapes(mask.shape, *other))
+        other = [v.shape for v in (a, b) if isinstance(v, Var | Tensor)]
+        return t.expand(whole, broadcast(mask.shape, *other))
     return t.add(part(a, mask), part(b, ~mask))
 
 
@@ -214,6 +227,7 @@ RULES: dict[str, Rule] = {
     "mish": named("Mish"),
     "hardswish": named("HardSwish"),
     "erf": named("Erf"),
+    "erfc": lambda t, x: t.affine(t.scalar("Erf", x), -1.0, 1.0),
     "atan": named("Atan"),
     "sin": named("Sin"),
     "cos": named("Cos"),
@@ -257,6 +271,9 @@ RULES: dict[str, Rule] = {
     "softshrink": softshrink,
     "threshold": threshold,
     "glu": glu,
+    "remainder.Scalar": remainder,
+    "remainder.Tensor": remainder,
+    "logaddexp": logaddexp,
     "maximum": maximum,
     "minimum": minimum,
     "fmax": maximum,

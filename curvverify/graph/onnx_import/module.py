@@ -179,7 +179,7 @@ def converted(prepared: Prepared, path: str) -> OnnxModule:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     defined = {value.name for value in model.graph.input} | graph.initializers.keys() | {""}
     steps: list[Step] = []
-    problems: list[UnsupportedNode] = []
+    problems: list[tuple[Source, str, str]] = []
     for node in model.graph.node:
         source = prepared.source(node)
         if lost := [name for name in node.input if name not in defined]:
@@ -188,17 +188,23 @@ def converted(prepared: Prepared, path: str) -> OnnxModule:
         try:
             steps.append(_converted(node, graph, source, opsets.get(node.domain, 1)))
         except (NotImplementedError, KeyError, ValueError, RuntimeError) as reason:
-            shape = _shape(model, node.output[0])
-            problems.append(UnsupportedNode(source.name, source.operator, source.opset, shape, str(reason)))
+            problems.append((source, node.output[0], str(reason)))
     if problems:
-        raise UnsupportedModelError(path, problems)
+        shapes = _shapes(model)
+        nodes = [UnsupportedNode(s.name, s.operator, s.opset, shapes.get(out), why) for s, out, why in problems]
+        raise UnsupportedModelError(path, nodes)
     constants = {name: value.to_torch() for name, value in graph.initializers.items()}
     return OnnxModule(steps, constants, list(graph.input_values), list(graph.output_values))
 
 
-def _shape(model: ModelProto, value: str) -> tuple[int, ...] | None:
-    """The inferred shape of a value, None where it is not known."""
-    for info in [*model.graph.value_info, *model.graph.output]:
-        if info.name == value and info.type.tensor_type.HasField("shape"):
-            return tuple(d.dim_value for d in info.type.tensor_type.shape.dim)
-    return None
+def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
+    """The inferred shapes of values, as far as they are known."""
+    import onnx
+    import onnx.shape_inference
+
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return {}
+    values = [v for v in [*inferred.value_info, *inferred.output] if v.type.tensor_type.HasField("shape")]
+    return {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}

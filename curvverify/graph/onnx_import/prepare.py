@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curvverify.errors import UnreadableError, UnsupportedError, UsageError
@@ -25,9 +25,10 @@ def default_opset(model: ModelProto) -> int | None:
     return max(versions) if versions else None
 
 
-def parsed(content: bytes, name: str) -> ModelProto:
-    """The model in a file's content."""
+def parsed(content: bytes, name: str, folder: Path | None = None) -> ModelProto:
+    """The model in a file's content, with the tensors it keeps in other files of its folder."""
     import onnx
+    import onnx.external_data_helper
     from google.protobuf.message import DecodeError
 
     try:
@@ -38,6 +39,13 @@ def parsed(content: bytes, name: str) -> ModelProto:
         raise UnreadableError(f"{name}: not an ONNX model, or one without outputs")
     if default_opset(model) is None and any(n.domain in ("", "ai.onnx") for n in model.graph.node):
         raise UnreadableError(f"{name}: the model does not say which operator set it uses")
+    if any(map(onnx.external_data_helper.uses_external_data, model.graph.initializer)):
+        if folder is None:
+            raise UnreadableError(f"{name}: the model keeps tensors in other files; give its path")
+        try:
+            onnx.external_data_helper.load_external_data_for_model(model, str(folder))
+        except (OSError, ValueError, onnx.checker.ValidationError) as reason:
+            raise UnreadableError(f"{name}: {reason}") from reason
     return model
 
 
@@ -45,25 +53,24 @@ def parsed(content: bytes, name: str) -> ModelProto:
 
 
 def with_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]] | None, name: str) -> ModelProto:
-    """A copy whose inputs have fixed shapes: the batch is 1, other dynamic dimensions come from `shapes`.
+    """The model, changed so that its inputs have fixed shapes: batch 1, other dynamic dimensions from `shapes`.
 
     Shapes of intermediate values and outputs are dropped, for they may speak of the old ones.
     """
-    fixed = copy.deepcopy(model)
-    constants = {c.name for c in fixed.graph.initializer} | {c.values.name for c in fixed.graph.sparse_initializer}
-    kept = [value for value in fixed.graph.input if value.name not in constants]
-    del fixed.graph.input[:]
-    fixed.graph.input.extend(kept)
+    constants = {c.name for c in model.graph.initializer} | {c.values.name for c in model.graph.sparse_initializer}
+    kept = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
     wanted = dict(shapes or {})
-    problems = [p for value in fixed.graph.input if (p := _fix(value, wanted.pop(value.name, None)))]
+    problems = [p for value in model.graph.input if (p := _fix(value, wanted.pop(value.name, None)))]
     if wanted:
         problems.append(f"no input is called {', '.join(map(repr, wanted))}")
     if problems:
         raise UsageError(f"{name}: " + "; ".join(problems))
-    for value in fixed.graph.output:
+    for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    del fixed.graph.value_info[:]
-    return fixed
+    del model.graph.value_info[:]
+    return model
 
 
 def _fix(value: ValueInfoProto, shape: Sequence[int] | None) -> str | None:
@@ -122,14 +129,11 @@ class Prepared:
         return self.sources.get(node.name) or Source(node.output[0], node.op_type, default_opset(self.model))
 
 
-def prepared(fixed: ModelProto, known: Callable[[NodeProto, int], bool], name: str) -> Prepared:
-    """The same network without constants' nodes, identities and dropout, in an opset whose nodes are `known`.
+def prepared(model: ModelProto, known: Callable[[NodeProto, int], bool]) -> Prepared:
+    """The model, changed: no nodes for constants, identities and dropout, in an opset whose nodes are `known`.
 
     `known(node, opset)` says whether there is a converter.  The opset is raised only where there is none.
     """
-    import onnx
-
-    model = copy.deepcopy(fixed)
     if model.functions:
         import onnx.inliner
 
@@ -144,10 +148,6 @@ def prepared(fixed: ModelProto, known: Callable[[NodeProto, int], bool], name: s
         model = _upgraded(model)
         _inline_constants(model.graph)
         _drop_identities(model.graph)
-    try:
-        model = onnx.shape_inference.infer_shapes(model, strict_mode=False)
-    except onnx.shape_inference.InferenceError as reason:
-        raise UnreadableError(f"{name}: {reason}") from reason
     return Prepared(model, sources)
 
 

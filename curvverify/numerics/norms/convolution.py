@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from curvverify.numerics.norms.dense import schur_upper, spectral_norm_upper
-from curvverify.numerics.norms.eigenvalues import common_eigenvalue_upper, hermitian_gram
+from curvverify.numerics.norms.eigenvalues import common_eigenvalue_upper, gram
 from curvverify.numerics.norms.geometry import Axis, Geometry
 from curvverify.numerics.norms.scaling import UNDERFLOW, as_wide, enlarge, frobenius_upper, from_unit_upper, to_unit
 from curvverify.numerics.rounding import gamma, round_up
@@ -34,6 +34,9 @@ COARSE = 70
 
 CHUNK = 2**23
 """Complex entries held at once (128 MiB)."""
+
+WORTH = 0.998
+"""A further torus is followed to its end only where it promises to lower the bound to this part of it."""
 
 PHASE_ERROR = 2e-14
 """More than the error of a computed product of three phases exp(2 pi i k / M), each within 40 u of the exact one."""
@@ -113,28 +116,47 @@ def _symbol_error(blocks: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     return enlarge(size, gamma(count + 8)) * (2 * gamma(count + 2) + 2 * PHASE_ERROR) + UNDERFLOW
 
 
-def torus_norm_upper(blocks: Tensor, axes: tuple[Axis, ...], grid: Grid, give_up_above: float = math.inf) -> float:
+@dataclass(frozen=True)
+class TorusNorm:
+    """An upper bound on the norm on a torus, and the frequency (in turns) that seems to attain it."""
+
+    upper: float
+    peak: Tensor | None
+
+
+def torus_norm_upper(
+    blocks: Tensor, axes: tuple[Axis, ...], grid: Grid, give_up_above: float = math.inf, near: Tensor | None = None
+) -> TorusNorm:
     """Upper bound on the norm of the convolution on the grid's torus, for blocks of unit scale.
 
-    inf as soon as it is seen to exceed `give_up_above`.  Memory does not grow with the number of frequencies.
+    inf as soon as it is seen to exceed `give_up_above`; frequencies close to `near` are looked at first, so that this
+    is seen early.  Memory does not grow with the number of frequencies.
     """
-    frequencies, factor = grid.frequencies(), grid.excess(axes)
-    error = _symbol_error(blocks, axes)
+    frequencies, turns = grid.frequencies(), 1.0 / (2.0 * torch.tensor(grid.sizes))
+    error, factor = float(_symbol_error(blocks, axes)), grid.excess(axes)
     g, co, ci = blocks.shape[:3]
-    phases = min(math.prod(a.stride for a in axes), math.prod(len(a.taps) for a in axes))
-    side = min(co, ci * phases)
-    chunk = max(1, CHUNK // (g * (co * ci * phases * 2 + 4 * side * side)))
-    limit = max(give_up_above - float(error), 0.0) ** 2 / factor
-    square, rounding = 0.0, 0.0
-    for part in frequencies.split(chunk):
+    phases = math.prod(len(set(a.phases)) for a in axes)
+    chunk = max(1, CHUNK // (g * (2 * co * ci * phases + 4 * min(co, ci * phases) ** 2)))
+    parts = list(frequencies.split(chunk))
+    if near is not None:
+        angles = 2 * math.pi * frequencies * turns
+        gap = torch.stack([(angles - 2 * math.pi * sign * near).cos().sum(1) for sign in (1, -1)]).amax(0)
+        frequencies = frequencies[gap.argsort(descending=True)]
+        parts = [frequencies[: min(chunk, 4)], *frequencies[min(chunk, 4) :].split(chunk)]
+    limit = max(give_up_above - error, 0.0) ** 2 / factor
+    square, rounding, peak = 0.0, 0.0, None
+    for part in parts:
+        if not part.numel():
+            continue
         A = _symbols(blocks, axes, grid, part)
-        H, e = hermitian_gram(A if A.shape[1] <= A.shape[2] else A.mH)
+        S, e = gram(A if A.shape[1] <= A.shape[2] else A.mH)
         rounding = max(rounding, float(e.max()))
-        square = common_eigenvalue_upper(H, square, limit)
+        square, top = common_eigenvalue_upper(S, square, limit)
+        peak = peak if top is None else part[top // g] * turns
         if square == math.inf:
-            return math.inf
+            return TorusNorm(math.inf, peak)
     root = enlarge(torch.tensor((square + rounding) * factor, dtype=torch.float64), gamma(4)).sqrt()
-    return float(round_up(enlarge(root, gamma(2)) + error))
+    return TorusNorm(float(round_up(enlarge(root, gamma(2)) + error)), peak)
 
 
 @torch.no_grad()
@@ -148,23 +170,38 @@ def convolution_norm_upper(weight: Tensor, geometry: Geometry, dense: bool = Tru
     weight = as_wide(weight)
     if not bool(weight.isfinite().all()):
         return math.inf
+    axes = geometry.axes(tuple(weight.shape[2:]))
+    if not bool(weight.any()) or any(not a.taps for a in axes):
+        return 0.0
     scaled, exponent = to_unit(weight, weight.dim())
     blocks = geometry.blocks(scaled)
-    axes = geometry.axes(tuple(weight.shape[2:]))
-    if weight.numel() == 0 or not bool(scaled.any()) or any(not a.taps for a in axes):
-        return 0.0
     g, rows, columns = geometry.dense_shape(weight)
     if dense and min(rows, columns) <= DENSE_SIDE and g * rows * columns <= DENSE_ENTRIES:
         best = float(spectral_norm_upper(geometry.dense(scaled)).max())
     else:
-        best = _schur_upper(blocks, axes)
+        best, peak = _schur_upper(blocks, axes), None
         for grid in grids(axes):
-            best = min(best, torus_norm_upper(blocks, axes, grid, best))
+            found = torus_norm_upper(blocks, axes, grid, best * WORTH, peak)
+            best, peak = min(best, found.upper), found.peak if found.peak is not None else peak
     return float(from_unit_upper(torch.tensor(best, dtype=torch.float64), exponent.flatten()[0]))
 
 
+@torch.no_grad()
+def convolution_schur_upper(weight: Tensor, geometry: Geometry) -> float:
+    """Upper bound sqrt(||T||_1 ||T||_inf) on the norm of the convolution with |weight|; inf if not finite."""
+    weight = as_wide(weight)
+    axes = geometry.axes(tuple(weight.shape[2:]))
+    if not bool(weight.isfinite().all()):
+        return math.inf
+    if not bool(weight.any()) or any(not a.taps for a in axes):
+        return 0.0
+    scaled, exponent = to_unit(weight, weight.dim())
+    best = torch.tensor(_schur_upper(geometry.blocks(scaled), axes), dtype=torch.float64)
+    return float(from_unit_upper(best, exponent.flatten()[0]))
+
+
 def _schur_upper(blocks: Tensor, axes: tuple[Axis, ...]) -> float:
-    """Upper bound sqrt(||T||_1 ||T||_inf) that ignores the borders.
+    """Upper bound sqrt(||T||_1 ||T||_inf) that ignores the borders, for blocks of unit scale.
 
     Sound because: an output reads each tap at most once, an input is read by each tap at most once, and only by the
     taps of its own phase.
@@ -178,4 +215,4 @@ def _schur_upper(blocks: Tensor, axes: tuple[Axis, ...]) -> float:
         phase = (phase[:, None] * axis.stride + torch.tensor(axis.phases)).flatten()
     rows = float(magnitude.sum((2, 3)).max())
     columns = max(float(magnitude[..., phase == p].sum((1, 3)).max()) for p in phase.unique())
-    return math.sqrt(rows * columns) * (1 + 2 * gamma(magnitude.numel() + 8))
+    return math.sqrt(rows) * math.sqrt(columns) * (1 + 2 * gamma(magnitude.numel() + 8))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvverify.numerics.norms.eigenvalues import hermitian_gram, hermitian_upper, largest_eigenvalue_upper
+from curvverify.numerics.norms.eigenvalues import gram, hermitian_upper, largest_eigenvalue_upper
 from curvverify.numerics.norms.scaling import (
     UNDERFLOW,
     as_wide,
@@ -22,8 +22,8 @@ from curvverify.numerics.norms.scaling import (
 )
 from curvverify.numerics.rounding import gamma, round_up
 
-GRAM_LIMIT = 8192
-"""Largest shorter side for which the Gram matrix is formed (half a GiB); above, cheap norms only."""
+GRAM_LIMIT = 4096
+"""Largest shorter side for which the Gram matrix is formed (1 GiB in all); above, cheap norms only."""
 
 
 def infinity_norm_upper(W: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def spectral_norm_upper(W: Tensor, perturbation: Tensor | float = 0.0) -> Tensor
 
     W (..., m, n) real or complex; 1e-9 above the truth or closer up to sides of some thousands.
     Sound because: ||W||^2 = lambda_max(W W^T) on the shorter side, rounding of the product and the eigenvalue bounded
-    (`hermitian_gram`, `certify`); the Frobenius norm and Schur's test are taken where smaller.
+    (`gram`, `certify`); the Frobenius norm and Schur's test are taken where smaller.
     """
     W = as_wide(W)
     *batch, m, n = W.shape
@@ -106,8 +106,8 @@ def spectral_norm_upper(W: Tensor, perturbation: Tensor | float = 0.0) -> Tensor
     bound = torch.minimum(frobenius_upper(flat), schur_upper(flat))
     if min(m, n) > 1 and min(m, n) <= GRAM_LIMIT:
         scaled, exponent = to_unit(flat, 2)
-        H, error = hermitian_gram(scaled if m <= n else scaled.mH)
-        root = enlarge(round_up(hermitian_upper(H) + error).clamp(min=0.0).sqrt(), gamma(2))
+        S, error = gram(scaled if m <= n else scaled.mH)
+        root = enlarge(round_up(hermitian_upper(S) + error).clamp(min=0.0).sqrt(), gamma(2))
         bound = torch.minimum(bound, from_unit_upper(root, exponent[:, 0, 0]))
     total = torch.where(finite, bound, torch.inf).reshape(batch)
     if isinstance(perturbation, Tensor) or perturbation:
@@ -134,7 +134,7 @@ def gram_iteration_upper(W: Tensor, steps: int = 6) -> Tensor:
     iterate = iterate if m <= n else iterate.mH
     exponents, errors = [exponent[:, 0, 0]], []
     for _ in range(steps):
-        iterate, error = hermitian_gram(iterate)
+        iterate, error = gram(iterate)
         errors.append(error)
         iterate, exponent = to_unit(iterate, 2)
         exponents.append(exponent[:, 0, 0])
@@ -200,5 +200,5 @@ def hadamard_gram_norm_upper(G: Tensor, W: Tensor) -> Tensor:
 
 
 def row_weighted_norm_upper(W: Tensor) -> Tensor:
-    """Upper bound on ||diag(||w_i||) W||, w_i the rows: the curvature constant of sigma(W x) per unit of sup|sigma''|."""
+    """Upper bound on ||diag(||w_i||) W||, w_i the rows: the curvature constant of sigma(W x) for sup|sigma''| = 1."""
     return weighted_spectral_norm_upper(W, left=row_norms_upper(W))

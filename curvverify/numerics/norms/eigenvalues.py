@@ -33,42 +33,40 @@ STEP = 2.0**-30
 """Relative distance of a proposed bound above the estimated largest eigenvalue, where that is not exact."""
 
 
-def _hermitian(S: Tensor) -> tuple[Tensor, Tensor]:
-    """((S + S^*) / 2, upper bound on the spectral norm of its rounding error)."""
-    H = (S + S.mH) / 2
-    return H, enlarge(squares(H).sum((-2, -1)).sqrt(), 1e-8) * 2.0**-51 + UNDERFLOW
+def gram(A: Tensor) -> tuple[Tensor, Tensor]:
+    """(S, e): S = fl(A A^*), whose Hermitian part is within e of A A^* (spectral norm).
 
-
-def hermitian_gram(A: Tensor) -> tuple[Tensor, Tensor]:
-    """(H, e): an exactly Hermitian H with ||H - A A^*|| <= e, for A (..., m, n) of unit scale.
-
-    Sound because: |fl(A A^*) - A A^*| <= gamma |A| |A|^* entry by entry, whose norm is at most ||A||_F^2; halving the
-    sum with the transpose adds 2u ||A||_F^2 at most, which the surplus terms of `dot_gamma` cover.
+    A (..., m, n) of unit scale.
+    Sound because: |fl(A A^*) - A A^*| <= gamma |A| |A|^* entry by entry, whose norm is at most ||A||_F^2; taking the
+    Hermitian part increases no norm.
     """
-    S = A @ A.mH
     trace = sum_upper(squares(A), (-2, -1))
-    return (S + S.mH) / 2, round_up(trace * dot_gamma(A.shape[-1], wide=A.is_complex()) * 1.001 + UNDERFLOW)
+    return A @ A.mH, round_up(trace * dot_gamma(A.shape[-1], wide=A.is_complex()) * 1.001 + UNDERFLOW)
 
 
-def gershgorin_upper(H: Tensor) -> Tensor:
-    """Upper bound on the largest eigenvalue of each Hermitian (..., n, n): the rightmost Gershgorin disc."""
-    diagonal = H.diagonal(dim1=-2, dim2=-1).real
-    sums = sum_upper(magnitude_upper(H), -1)
-    off = round_up(sums - diagonal.abs()).clamp(min=0.0)
-    return round_up(diagonal + off).amax(-1)
+def gershgorin_upper(S: Tensor) -> Tensor:
+    """Upper bound on the largest eigenvalue of the Hermitian part of each (..., n, n): the rightmost Gershgorin disc.
+
+    Sound because: an entry of the Hermitian part is at most the larger of |S_ij| and |S_ji|.
+    """
+    diagonal = S.diagonal(dim1=-2, dim2=-1)
+    magnitude = magnitude_upper(S)
+    sums = sum_upper(torch.maximum(magnitude, magnitude.mT), -1)
+    off = round_up(sums - diagonal.real.abs()).clamp(min=0.0)
+    return round_up(diagonal.real + off).amax(-1)
 
 
-def certify(H: Tensor, tau: Tensor) -> Tensor:
+def certify(S: Tensor, tau: Tensor) -> Tensor:
     """Upper bounds (K) on the largest eigenvalues, slightly above tau; inf where that could not be proved.
 
-    H (K, n, n) exactly Hermitian and of unit scale, tau (K).
-    Sound because: with B = fl(tau I - H) and any L, lambda_min(tau I - H) >= lambda_min(L L^*) - ||B - L L^*||
-    - u max|B_ii| >= -||B - L L^*||_F - u max|B_ii|, and |fl(L L^*) - L L^*| <= gamma |L| |L|^*, whose norm is at most
-    ||L||_F^2.  (Rump, Verification of positive definiteness, BIT 2006, bounds the residual a priori instead.)
+    S (K, n, n) of unit scale stands for its Hermitian part, from which it may differ by rounding; tau (K).
+    Sound because: with B = fl(tau I - S), any L and E = B - L L^*, the Hermitian part of tau I - S is at least
+    -||E||_F - u max|B_ii|; and |fl(E) - E| <= gamma (|B| + |L| |L|^*), whose norm is at most
+    gamma (||E||_F + 2 ||L||_F^2).  (Rump, Verification of positive definiteness, BIT 2006, bounds E a priori instead.)
     """
-    n = H.shape[-1]
-    bound = torch.full((H.shape[0],), torch.inf, dtype=torch.float64)
-    B = -H
+    n = S.shape[-1]
+    bound = torch.full((S.shape[0],), torch.inf, dtype=torch.float64)
+    B = -S
     B.diagonal(dim1=-2, dim2=-1).add_(tau[:, None])
     L, info = torch.linalg.cholesky_ex(B)
     proved = info == 0
@@ -76,10 +74,12 @@ def certify(H: Tensor, tau: Tensor) -> Tensor:
         B, L = B[proved], L[proved]
     diagonal = B.diagonal(dim1=-2, dim2=-1).abs().amax(-1)
     weight = sum_upper(squares(L), (-2, -1))
-    residual = enlarge(sum_upper(squares(B - L @ L.mH), (-2, -1)).sqrt(), gamma(8))
-    slack = 1.001 * (residual + weight * dot_gamma(n, wide=H.is_complex()) + diagonal * 2.0**-51) + UNDERFLOW
+    E = torch.baddbmm(B, L, L.mH, alpha=-1)
+    residual = enlarge(sum_upper(squares(E), (-2, -1)).sqrt(), gamma(8))
+    rounding = 2 * dot_gamma(n + 1, wide=S.is_complex())
+    slack = 1.001 * (residual + weight * rounding + diagonal * 2.0**-51) + UNDERFLOW
     bound[proved] = round_up(tau[proved] + slack)
-    return bound
+    return torch.where(bound.isnan(), torch.inf, bound)
 
 
 def lanczos_estimates(H: Tensor, steps: int) -> Tensor:
@@ -93,42 +93,42 @@ def lanczos_estimates(H: Tensor, steps: int) -> Tensor:
         basis[:, :, k] = q[..., 0]
         w = H @ q
         T[:, k, k] = (q.mH @ w)[:, 0, 0].real
-        w = w - basis[:, :, : k + 1] @ (basis[:, :, : k + 1].mH @ w)
-        w = w - basis[:, :, : k + 1] @ (basis[:, :, : k + 1].mH @ w)
+        for _ in range(1 if steps < LANCZOS else 2):
+            w = w - basis[:, :, : k + 1] @ (basis[:, :, : k + 1].mH @ w)
         length = torch.linalg.vector_norm(w, dim=(1, 2), keepdim=True)
         alive = length > 1e-14  # an invariant subspace: what follows are zeros
         if k + 1 < steps:
             T[:, k + 1, k] = torch.where(alive, length, 0.0)[:, 0, 0]
         q = torch.where(alive, w / length.clamp(min=1e-290), 0.0)
-    return torch.linalg.eigvalsh(T)[:, -1]
+    return _spectrum_estimate(T)[:, -1]
 
 
-def largest_eigenvalue_estimate(H: Tensor) -> tuple[Tensor, Tensor, float]:
-    """(largest eigenvalues (K), their magnitude scale (K), relative step to go above them); nothing is proved."""
-    n = H.shape[-1]
-    if n <= DIRECT:
-        values = torch.linalg.eigvalsh(H)
-        return values[:, -1], torch.maximum(values[:, -1].abs(), values[:, 0].abs()), n * 2.0**-50
-    values = lanczos_estimates(H, LANCZOS)
-    diagonal = H.diagonal(dim1=-2, dim2=-1).real.abs().amax(-1)
-    return values, torch.maximum(values.abs(), diagonal), STEP
-
-
-def hermitian_upper(H: Tensor) -> Tensor:
-    """Upper bounds (K) on the largest eigenvalues of exactly Hermitian (K, n, n) of unit scale."""
-    bound = gershgorin_upper(H)
-    if H.shape[-1] == 1 or H.shape[0] == 0:
-        return bound
+def _spectrum_estimate(S: Tensor) -> Tensor:
+    """Ascending eigenvalues (K, n) as LAPACK finds them; the sorted diagonals where it gives up."""
     try:
-        estimate, scale, step = largest_eigenvalue_estimate(H)
+        return torch.linalg.eigvalsh(S)
     except torch.linalg.LinAlgError:
+        return S.diagonal(dim1=-2, dim2=-1).real.sort(-1).values
+
+
+def hermitian_upper(S: Tensor) -> Tensor:
+    """Upper bounds (K) on the largest eigenvalues of the Hermitian parts of (K, n, n) of unit scale."""
+    bound, n = gershgorin_upper(S), S.shape[-1]
+    if n == 1 or S.shape[0] == 0:
         return bound
-    open_ = torch.arange(H.shape[0])
+    if n <= DIRECT:
+        spectrum, step = _spectrum_estimate(S), n * 2.0**-50
+        estimate, scale = spectrum[:, -1], spectrum.abs().amax(-1)
+    else:
+        estimate, step = lanczos_estimates(S, LANCZOS), STEP
+        scale = torch.maximum(estimate.abs(), S.diagonal(dim1=-2, dim2=-1).abs().amax(-1))
+    left = torch.arange(S.shape[0])
     for _ in range(5):
-        upper = certify(H[open_], estimate[open_] + step * scale[open_] + UNDERFLOW)
-        bound[open_] = torch.minimum(bound[open_], upper)
-        open_ = open_[upper.isinf()]
-        if not open_.numel():
+        some = S if left.numel() == S.shape[0] else S[left]
+        upper = certify(some, estimate[left] + step * scale[left] + UNDERFLOW)
+        bound[left] = torch.minimum(bound[left], upper)
+        left = left[upper.isinf()]
+        if not left.numel():
             break
         step *= 64
     return bound
@@ -138,9 +138,11 @@ def hermitian_upper(H: Tensor) -> Tensor:
 def largest_eigenvalue_upper(S: Tensor, error: Tensor | float = 0.0) -> Tensor:
     """Upper bound on the largest eigenvalue of every symmetric T with ||T - S|| <= error (spectral norm).
 
-    S (..., n, n) real symmetric or Hermitian (the mean of S and S^* is used), error >= 0 broadcastable to (...);
-    the result has shape (...), inf where S is not finite and -inf for n = 0.  Above the truth by about n u ||S||.
-    Sound because: of `certify` or Gershgorin's theorem, and Weyl's inequality for the error.
+    S (..., n, n) real symmetric or Hermitian, otherwise its Hermitian part is meant; error >= 0 broadcastable to (...).
+    The result has shape (...), inf where S is not finite and -inf for n = 0.  Above the truth by a few n u ||S|| up to
+    n = 192, by 1e-9 ||S|| beyond.
+    Sound because: of `certify` or Gershgorin's theorem; by Weyl's inequality the error adds, as does the rounding of
+    (S + S^*) / 2, at most u in every entry.
     """
     S = as_wide(S)
     batch, n = S.shape[:-2], S.shape[-1]
@@ -149,9 +151,9 @@ def largest_eigenvalue_upper(S: Tensor, error: Tensor | float = 0.0) -> Tensor:
     flat = S.reshape(-1, n, n)
     finite = flat.isfinite().all(-1).all(-1)
     flat, exponent = to_unit(torch.where(finite[:, None, None], flat, 0.0), 2)
-    H, rounding = _hermitian(flat)
-    upper = round_up(hermitian_upper(H) + rounding)
-    upper = torch.where((H == 0).all(-1).all(-1), 0.0, upper)
+    flat = (flat + flat.mH) / 2
+    rounding = enlarge(squares(flat).sum((-2, -1)).sqrt(), 1e-8) * 2.0**-52
+    upper = torch.where((flat == 0).all(-1).all(-1), 0.0, round_up(hermitian_upper(flat) + rounding))
     total = torch.where(finite, from_unit_upper(upper, exponent[:, 0, 0]), torch.inf).reshape(batch)
     if isinstance(error, Tensor) or error:
         total = round_up(total + error)
@@ -163,30 +165,28 @@ def smallest_eigenvalue_lower(S: Tensor, error: Tensor | float = 0.0) -> Tensor:
     return -largest_eigenvalue_upper(-S, error)
 
 
-def common_eigenvalue_upper(H: Tensor, floor: float, give_up_above: float = torch.inf) -> float:
-    """Upper bound on max(floor, largest eigenvalue of any H_k), for positive semidefinite (K, n, n) of unit scale.
+def common_eigenvalue_upper(S: Tensor, floor: float, give_up_above: float = torch.inf) -> tuple[float, int | None]:
+    """(b, k): upper bound b on max(floor, largest eigenvalue of any S_k's Hermitian part).
 
-    inf as soon as that is seen to exceed `give_up_above`.  Cheaper than K separate bounds: one Cholesky factorisation
-    per matrix at a common tau, raised for those that fail.
+    S (K, n, n) of unit scale, positive semidefinite up to rounding; k is the matrix that seems to have the largest,
+    None where none exceeds the floor.  b = inf as soon as it is seen to exceed `give_up_above`.  Cheaper than K separate
+    bounds: one Cholesky factorisation per matrix at a common tau, raised for those that fail.
     """
-    cheap = gershgorin_upper(H)
-    if H.shape[-1] == 1:
-        return max(floor, float(cheap.max()))
-    open_ = (cheap > floor).nonzero().squeeze(1)
-    if not open_.numel():
-        return floor
-    H, cheap = H[open_], cheap[open_]
-    small = H.shape[-1] <= LANCZOS_OF_MANY
-    estimate = torch.linalg.eigvalsh(H)[:, -1] if small else lanczos_estimates(H, LANCZOS_OF_MANY)
-    peak = max(floor, float(estimate.max()))
+    if S.shape[-1] == 1:
+        cheap = gershgorin_upper(S)
+        return max(floor, float(cheap.max())), int(cheap.argmax()) if float(cheap.max()) > floor else None
+    small = S.shape[-1] <= LANCZOS_OF_MANY
+    estimate = _spectrum_estimate(S)[:, -1] if small else lanczos_estimates(S, LANCZOS_OF_MANY)
+    peak = float(estimate.max())
+    top = int(estimate.argmax()) if peak > floor else None
     if peak * (1 - STEP) > give_up_above:
-        return torch.inf
-    bound, step = floor, STEP if small else 2.0**-20
+        return torch.inf, top
+    bound, step, peak = floor, STEP if small else 2.0**-20, max(floor, peak)
     while step < 1.0:
-        upper = certify(H, torch.full((H.shape[0],), peak * (1 + step) + UNDERFLOW, dtype=torch.float64))
+        upper = certify(S, torch.full((S.shape[0],), peak * (1 + step) + UNDERFLOW, dtype=torch.float64))
         proved = upper.isfinite()
         bound = max(bound, float(torch.where(proved, upper, -torch.inf).max()))
         if bool(proved.all()):
-            return bound
-        H, cheap, step = H[~proved], cheap[~proved], 8 * step
-    return max(bound, float(cheap.max()))
+            return bound, top
+        S, step = S[~proved], 8 * step
+    return max(bound, float(gershgorin_upper(S).max())), top

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from curvverify.types import Interval
 
+LARGEST = 1e100
+"""Intervals that reach farther from 0 get constant bounds: differences and products must not overflow."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -32,8 +35,8 @@ class Facts:
     """Size to which the absolute error of a value is relative, see `accuracy`."""
     slope_scale: float = 0.0
     """The same for slopes in `value_and_slope`."""
-    largest: float = 1e100
-    """Up to this |z| neither value nor slope overflows; intervals that reach farther get constant bounds."""
+    largest: float = LARGEST
+    """Up to this |z|, at most LARGEST, neither value nor slope overflows."""
 
 
 @dataclass(frozen=True)

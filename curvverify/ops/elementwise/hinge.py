@@ -13,6 +13,7 @@ from torch import Tensor
 from curvverify.numerics.rounding import TINY, nan_is_unbounded, round_down
 from curvverify.ops.base import Elementwise, Envelope, Lines
 from curvverify.ops.elementwise.accuracy import CONDITION_SLACK, value_error
+from curvverify.ops.elementwise.facts import LARGEST
 from curvverify.ops.elementwise.select import Pair, mask
 from curvverify.types import Interval
 
@@ -76,7 +77,7 @@ class Hinge(Elementwise):
 
     def envelope(self, x: Interval, saturation: float = 0.0) -> Envelope:
         bounds = self.interval(x)
-        usable = x.lower.isfinite() & x.upper.isfinite() & (x.lower <= x.upper)
+        usable = (x.magnitude <= LARGEST) & (x.lower <= x.upper)
         constant = ~usable | (bounds.upper - bounds.lower <= saturation)
         l, u = torch.where(usable, x.lower, 0.0), torch.where(usable, x.upper, 0.0)  # noqa: E741
         p, q = (torch.as_tensor(s, dtype=l.dtype, device=l.device).expand_as(l) for s in self.slopes)

@@ -12,8 +12,9 @@ from torch import Tensor
 from curvverify.numerics.rounding import TINY
 from curvverify.ops.base import Envelope, Lines
 from curvverify.ops.elementwise.accuracy import CONDITION_SLACK
+from curvverify.ops.elementwise.facts import LARGEST
 from curvverify.ops.elementwise.hinge import ramp
-from curvverify.ops.elementwise.select import Pair, mask
+from curvverify.ops.elementwise.select import Pair, blend, mask
 from curvverify.types import Interval
 
 
@@ -71,9 +72,9 @@ def polygon_envelope(
 ) -> PolygonEnvelope:
     """The envelope between the lower hull of (x_i, lower_i) and the upper hull of (x_i, upper_i), (B, *S) each.
 
-    Constant `bounds` where the interval is infinite or sigma varies by at most `saturation`.
+    Constant `bounds` where the interval is infinite (or huge) or sigma varies by at most `saturation`.
     """
-    usable = x[0].isfinite() & x[-1].isfinite() & (x[0] <= x[-1])
+    usable = (x[0] >= -LARGEST) & (x[0] <= x[-1]) & (x[-1] <= LARGEST)
     constant = ~usable | (bounds.upper - bounds.lower <= saturation)
     x = [torch.where(constant, 0.0, t) for t in x]
     lower = [torch.where(constant, bounds.lower, t) for t in lower]
@@ -124,7 +125,8 @@ class TwoSided(Envelope):
 
     def lines(self, point: Tensor, below: Tensor, smoothing: float) -> Lines:
         under, over = self.lower.lines(point, below, smoothing), self.upper.lines(point, below, smoothing)
-        return Lines(torch.where(below, under.slope, over.slope), torch.where(below, under.intercept, over.intercept))
+        side = mask(below, under.slope.dtype)
+        return Lines(blend(under.slope, over.slope, side), blend(under.intercept, over.intercept, side))
 
     def to(self, dtype: torch.dtype) -> TwoSided:
         return TwoSided(self.lower.to(dtype), self.upper.to(dtype))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from curvverify.ops.elementwise.facts import Facts, Piece, Pieces
+from curvverify.ops.elementwise.facts import LARGEST, Facts, Piece, Pieces
 from curvverify.ops.elementwise.smooth import Smooth
 from curvverify.types import Interval
 
@@ -116,7 +116,7 @@ class Power(_Branches):
             limits=((-far if self._odd else far) if self._integer else math.nan, far),
             minimum=(0.0, 0.0) if even else None,
             range=(-math.inf if self._odd else 0.0, math.inf),
-            largest=min(1e100, 1e300 ** (1.0 / (abs(p) + 2.0))),
+            largest=min(LARGEST, 1e300 ** (1.0 / (abs(p) + 2.0))),
         )
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -22,6 +22,12 @@ def merge(value: Tensor, mask: Tensor, other: Tensor) -> Tensor:
     return ((value.view(mask.dtype) & mask) | other.view(mask.dtype)).view(value.dtype)
 
 
+def blend(if_true: Tensor, if_false: Tensor, mask: Tensor) -> Tensor:
+    """`if_true` where the mask is set, `if_false` elsewhere, exactly."""
+    true, false = if_true.view(mask.dtype), if_false.view(mask.dtype)
+    return (((true ^ false) & mask) ^ false).view(if_true.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Pair:
     """Two tensors of one shape, stored for the choice: exact, infinities and NaN included.

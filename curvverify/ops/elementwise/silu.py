@@ -97,7 +97,7 @@ class HardSwish(Smooth):
 
     def slope(self, z: Tensor) -> Tensor:
         near = z.clamp(-3.0, 3.0)
-        return torch.where(near == z, near / 3.0 + 0.5, (z > 0.0).to(z.dtype))
+        return near / 3.0 + 0.5 - 0.5 * (z - near).sign()
 
     def curved(self, x: Interval, saturation: float = 0.0) -> Tensor:
         return super().curved(x, saturation) & ~((x.upper <= -3.0) | (x.lower >= 3.0))

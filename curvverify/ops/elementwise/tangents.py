@@ -155,12 +155,8 @@ def boundary(
     point = between(bad + torch.sinh(near), good, bad)
     point = torch.where(below(point), point, good)  # sinh(asinh(.)) and the clamp may have moved it
     value, slope = op.value_and_slope(point)
-    size = (
-        value.abs()
-        + at_end.abs()
-        + 2 * op.facts.value_scale
-        + (slope.abs() + op.facts.slope_scale) * (end - point).abs()
-    )
+    size = value.abs() + at_end.abs() + 2.0 * op.facts.value_scale
+    size = size + (slope.abs() + op.facts.slope_scale) * (end - point).abs()
     return point, below(point), CONDITION_SLACK * size
 
 
@@ -187,41 +183,40 @@ def one_side(
     op: SmoothFunction, cell: Cell, pieces: Pieces, arcs: list[Arc], sign: int, constant: Tensor, bound: Tensor
 ) -> Side:
     """Joins the arcs of one side and finds the fixed line of the entries that have none."""
-    first, last, exists, pad = (
-        torch.ones_like(cell.l),
-        torch.ones_like(cell.l),
-        torch.zeros_like(constant),
-        0.0 * cell.l,
-    )
-    left = right = torch.full_like(first, math.inf)
-    gapped = False
-    if len(arcs) == 1:
-        first, last, exists, pad = arcs[0].first, arcs[0].last, arcs[0].exists, arcs[0].pad
-    elif len(arcs) == 2:
-        a, b = arcs
-        exists, both, pad = a.exists | b.exists, a.exists & b.exists, torch.maximum(a.pad, b.pad)
-        first, last = torch.where(a.exists, a.first, b.first), torch.where(b.exists, b.last, a.last)
-        left, right, gapped = torch.where(both, a.last, left), torch.where(both, b.first, right), bool(both.any())
-    tangent = exists & ~constant
-    slope, intercept = torch.zeros_like(cell.l), bound
+    arc, gap_left, gap_right = join(arcs, cell)
+    tangent = arc.exists & ~constant
+    slope, intercept = torch.zeros_like(bound), bound
     if bool((~tangent & ~constant).any()):
         slope, intercept = chord(op, cell, pieces, sign)
         flat = constant | ~slope.isfinite() | ~intercept.isfinite()
         if pieces.complete is not None:
             flat |= ~pieces.complete
         slope, intercept = torch.where(flat, 0.0, slope), torch.where(flat, bound, intercept)
-    zero = torch.zeros_like(slope)
     return Side(
-        first=torch.where(tangent, first, cell.l),
-        last=torch.where(tangent, last, cell.l),
+        first=torch.where(tangent, arc.first, cell.l),
+        last=torch.where(tangent, arc.last, cell.l),
         tangent=tangent.to(BITS[slope.dtype]).neg(),
-        slope=torch.where(tangent, zero, slope),
-        intercept=torch.where(tangent, zero, intercept),
-        pad=torch.where(exists, pad, 0.0),
-        gap_left=left,
-        gap_right=right,
-        gapped=gapped,
+        slope=torch.where(tangent, 0.0, slope),
+        intercept=torch.where(tangent, 0.0, intercept),
+        pad=torch.where(tangent, arc.pad, 0.0),
+        gap_left=gap_left,
+        gap_right=gap_right,
+        gapped=bool(gap_left.isfinite().any()),
     )
+
+
+def join(arcs: list[Arc], cell: Cell) -> tuple[Arc, Tensor, Tensor]:
+    """The arcs of one side, none to two in order, as one with a gap ]left, right[, at infinity where there is none."""
+    nowhere = torch.full_like(cell.l, math.inf)
+    if not arcs:
+        return Arc(cell.l, cell.l, torch.zeros_like(cell.usable), torch.zeros_like(cell.l)), nowhere, nowhere
+    if len(arcs) == 1:
+        return arcs[0], nowhere, nowhere
+    a, b = arcs
+    both = a.exists & b.exists
+    first, last = torch.where(a.exists, a.first, b.first), torch.where(b.exists, b.last, a.last)
+    joined = Arc(first, last, a.exists | b.exists, torch.maximum(a.pad, b.pad))
+    return joined, torch.where(both, a.last, nowhere), torch.where(both, b.first, nowhere)
 
 
 def chord(op: SmoothFunction, cell: Cell, pieces: Pieces, sign: int) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,10 @@ def batch_normalization(a: Attributes) -> Callable[..., Tensor]:
     return lambda x, scale, bias, mean, var, *_: F.batch_norm(x, mean, var, scale, bias, eps=a.get("epsilon", 1e-5))
 
 
+def instance_normalization(a: Attributes) -> Callable[..., Tensor]:
+    return lambda x, scale, bias: F.instance_norm(x, weight=scale, bias=bias, eps=a.get("epsilon", 1e-5))
+
+
 def layer_normalization(a: Attributes) -> Callable[..., Tensor]:
     axis, eps = a.get("axis", -1), a.get("epsilon", 1e-5)
 
@@ -137,6 +141,7 @@ NORMALISATION: dict[str, Converter] = {
     "CumSum": cumulative_sum,
     "Gemm": gemm,
     "GroupNormalization": group_normalization,
+    "InstanceNormalization": instance_normalization,
     "LayerNormalization": layer_normalization,
     "LpNormalization": lp_normalization,
     "MeanVarianceNormalization": mean_variance_normalization,

@@ -107,6 +107,10 @@ def _padded(x: Tensor, axis: int, low: int, high: int, mode: str, value: float) 
     return x.index_select(axis, place) if low or high else x
 
 
+def transpose(a: Attributes) -> Callable[..., Tensor]:
+    return lambda x: x.permute(a.get("perm") or list(range(x.ndim))[::-1])
+
+
 def depth_to_space(a: Attributes) -> Callable[..., Tensor]:
     def apply(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -183,6 +187,7 @@ STRUCTURE: dict[str, Converter] = {
     "SpaceToDepth": space_to_depth,
     "Split": split,
     "Squeeze": squeeze,
+    "Transpose": transpose,
     "Trilu": trilu,
     "Unsqueeze": unsqueeze,
 }
