@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from curvverify.graph import load
     from curvverify.spec import load_query
     from curvverify.types import Deadline, Interval, Verdict
-    from curvverify.verify.driver import verify
-    from curvverify.verify.node_bounds import BoundsReport, NodeBounds, bounds
-    from curvverify.verify.options import Options
-    from curvverify.verify.result import Result, Witness
+    from curvverify.verification.driver import verify
+    from curvverify.verification.node_bounds import BoundsReport, NodeBounds, bounds
+    from curvverify.verification.options import Options
+    from curvverify.verification.result import Result, Witness
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "verify": "curvverify.verify.driver",
-    "bounds": "curvverify.verify.node_bounds",
-    "BoundsReport": "curvverify.verify.node_bounds",
-    "NodeBounds": "curvverify.verify.node_bounds",
-    "Options": "curvverify.verify.options",
-    "Result": "curvverify.verify.result",
-    "Witness": "curvverify.verify.result",
+    "verify": "curvverify.verification.driver",
+    "bounds": "curvverify.verification.node_bounds",
+    "BoundsReport": "curvverify.verification.node_bounds",
+    "NodeBounds": "curvverify.verification.node_bounds",
+    "Options": "curvverify.verification.options",
+    "Result": "curvverify.verification.result",
+    "Witness": "curvverify.verification.result",
     "Deadline": "curvverify.types",
     "Interval": "curvverify.types",
     "Verdict": "curvverify.types",

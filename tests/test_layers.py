@@ -14,9 +14,9 @@ LAYERS = (
     {"numerics"},
     {"spec"},
     {"graph", "ops"},
-    {"bounds"},
+    {"bounding"},
     {"certificates"},
-    {"verify"},
+    {"verification"},
     {"plots", "report", "train"},
     {"plugins", "demo"},
     {"cli"},
@@ -67,4 +67,4 @@ def test_imports_go_down(path: Path) -> None:
 
 def test_every_layer_is_found() -> None:
     """The walk sees the package: an empty walk would pass everything."""
-    assert {"errors", "types", "spec", "graph", "bounds", "verify", "cli"} <= {layer_of(path) for path in FILES}
+    assert {"errors", "types", "spec", "graph", "bounding", "verification", "cli"} <= {layer_of(path) for path in FILES}

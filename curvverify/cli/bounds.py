@@ -16,7 +16,7 @@ from curvverify.cli.output import setup_logging, stdout_console
 if TYPE_CHECKING:
     from curvverify.graph import LoadedModel
     from curvverify.spec.query import Query
-    from curvverify.verify.node_bounds import BoundsReport
+    from curvverify.verification.node_bounds import BoundsReport
 
 SAMPLES = 2000
 
@@ -41,7 +41,7 @@ def bounds(
     model, box, shapes = existing(model), existing(box), parse_shapes(shape or ())
     from curvverify.graph import load
     from curvverify.spec import load_query
-    from curvverify.verify.node_bounds import bounds as node_bounds
+    from curvverify.verification.node_bounds import bounds as node_bounds
 
     query = load_query(box)
     loaded = load(model, shapes=shapes) if shapes else load(model)

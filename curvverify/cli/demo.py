@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from curvverify.graph import LoadedModel
     from curvverify.plots.moons import Array, Panel
     from curvverify.spec.query import Query
-    from curvverify.verify.result import Result
+    from curvverify.verification.result import Result
 
 INTRODUCTION = """\
 A residual network (2 -> 12 -> 12 -> 2, tanh and softplus) tells two interleaved half circles apart.
@@ -58,7 +58,7 @@ def _short(path: Path) -> Path:
 
 
 def _decide(loaded: LoadedModel, query: Query) -> Result:
-    from curvverify.verify.driver import verify
+    from curvverify.verification.driver import verify
 
     return verify(loaded, query)
 
@@ -102,7 +102,7 @@ def _panel(loaded: LoadedModel, query: Query, result: Result) -> Panel:
     import numpy as np
 
     from curvverify.plots.moons import Panel
-    from curvverify.verify.node_bounds import bounds
+    from curvverify.verification.node_bounds import bounds
 
     last = bounds(loaded, query).nodes[-1]
     witness = result.witness

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from curvverify.errors import ParseError, UnreadableError, UsageError
-from curvverify.verify.options import Options
+from curvverify.verification.options import Options
 
 PANEL = "Options of the verifier"
 R = TypeVar("R")

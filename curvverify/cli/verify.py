@@ -27,8 +27,8 @@ from curvverify.errors import CurvverifyError, UsageError
 
 if TYPE_CHECKING:
     from curvverify.spec.query import Query
-    from curvverify.verify.options import Options
-    from curvverify.verify.result import Result
+    from curvverify.verification.options import Options
+    from curvverify.verification.result import Result
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def decide(job: Job) -> tuple[Query, Result]:
     path = existing(model.path)
     from curvverify.graph import load
     from curvverify.types import Deadline
-    from curvverify.verify.driver import SAFETY
-    from curvverify.verify.driver import verify as run
+    from curvverify.verification.driver import SAFETY
+    from curvverify.verification.driver import verify as run
 
     loaded = load(path, shapes=job.shapes or None)
     check_element_types(query, loaded)

@@ -32,6 +32,9 @@ constants are not exactly the model's."""
 
 SEED = 71
 
+MOST_VALUES = 20_000_000
+"""Largest number of values that the check keeps at a time."""
+
 
 def session(content: bytes, name: str, threads: int = 1) -> InferenceSession:
     """An ONNX Runtime session on the CPU; ReplayError where it refuses the model."""
@@ -146,15 +149,11 @@ def check(loaded: LoadedModel, samples: int, threads: int = 1) -> None:
     all are smaller): outputs of saturated sigmoids carry the absolute error of ONNX Runtime's.
     """
     inputs = random_inputs(loaded, samples)
-    shaped = inputs.reshape(-1, *loaded.graph.input_shape)
-    with torch.no_grad():
-        values = loaded.graph.values(shaped.to(torch.float64))
-        single = loaded.graph.to(torch.float32)(shaped).flatten(1)
-    exact = values[-1].flatten(1)
+    exact, single, inside = _evaluated(loaded, inputs)
     _check_module(loaded, inputs, exact)
     if loaded.content is None:
         return
-    scale = max(largest(exact), 1e-3 * min(1.0, max(map(largest, values))))
+    scale = max(largest(exact), 1e-3 * min(1.0, inside))
     allowed = RUNTIME_AGREEMENT * scale + 10.0 * deviation(single, exact)
     replayer = Replayer(loaded, threads)
     for x, ours in zip(inputs, exact, strict=True):
@@ -165,6 +164,22 @@ def check(loaded: LoadedModel, samples: int, threads: int = 1) -> None:
                 f"{loaded.name}: the layer graph and ONNX Runtime disagree by {found:.3g} "
                 f"on outputs of size {scale:.3g}{where}"
             )
+
+
+def _evaluated(loaded: LoadedModel, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The graph's outputs in float64 and in float32, (samples, n), and the largest value inside it."""
+    graph = loaded.graph
+    at_once = max(1, MOST_VALUES // sum(node.size for node in graph))
+    exact, single, inside = [], [], 0.0
+    with torch.no_grad():
+        for part in inputs.split(at_once):
+            shaped = part.reshape(-1, *graph.input_shape)
+            values = graph.values(shaped.to(torch.float64))
+            inside = max(inside, *map(largest, values))
+            exact.append(values[-1].flatten(1))
+            del values
+            single.append(graph.to(torch.float32)(shaped).flatten(1))
+    return torch.cat(exact), torch.cat(single), inside
 
 
 def _check_module(loaded: LoadedModel, inputs: Tensor, exact: Tensor) -> None:

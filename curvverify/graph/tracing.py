@@ -103,7 +103,7 @@ class Tracer(TorchDispatchMode):
         label = self.source.operator or operator
         if label != operator:
             help = f"{help} (torch operator {operator})"
-        note = UnsupportedNode(self.source.name, label, self.source.opset, shape, help)
+        note = UnsupportedNode(self.source.name or "forward", label, self.source.opset, shape, help)
         if note not in self.unsupported:
             self.unsupported.append(note)
 
@@ -195,7 +195,10 @@ class Tracer(TorchDispatchMode):
         if rule is None:
             raise CannotLower("no rule for this operator; add one in curvverify/graph/lowering")
         wrapped, options = tree_map(lambda a: v if (v := self.var(a)) is not None else a, (args, kwargs))
-        found = rule(self.builder, *wrapped, **options)
+        try:
+            found = rule(self.builder, *wrapped, **options)
+        except ValueError as reason:  # an operator does not take these attributes
+            raise CannotLower(str(reason)) from reason
         found = list(found) if isinstance(found, tuple | list) else [found]
         return found + [None] * (len(outs) - len(found))
 

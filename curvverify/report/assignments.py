@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from curvverify.errors import UsageError
 from curvverify.spec.query import Query, Variable
-from curvverify.verify.result import Witness
+from curvverify.verification.result import Witness
 
 TYPES = {"float64": np.float64, "float16": np.float16}
 """Element types other than float32, in which the witness itself was found and replayed."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from curvverify.errors import UnreadableError
 
 FORMAT = 1
-RECORDS = {"Result": "curvverify.verify.result", "BoundsReport": "curvverify.verify.node_bounds"}
+RECORDS = {"Result": "curvverify.verification.result", "BoundsReport": "curvverify.verification.node_bounds"}
 SPECIAL = ("inf", "-inf", "nan")
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from curvverify.report.batch import Summary, cells
 
 if TYPE_CHECKING:
-    from curvverify.verify.node_bounds import BoundsReport, NodeBounds
+    from curvverify.verification.node_bounds import BoundsReport, NodeBounds
 
 SUMMARY_COLUMNS = ("family", "decided", "sat", "unsat", "open", "failed", "median s", "max s", "peak GiB", "wrong?")
 BOUNDS_COLUMNS = ("node", "operator", "shape", "min lower", "max upper", "mean width", "loose")

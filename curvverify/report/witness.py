@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curvverify.errors import ParseError
 from curvverify.spec.query import Query, Variable
 from curvverify.types import Verdict
-from curvverify.verify.result import Result, Witness
+from curvverify.verification.result import Result, Witness
 
 _FIRST_LINE = {
     Verdict.VERIFIED: "unsat",

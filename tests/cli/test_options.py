@@ -9,7 +9,7 @@ import pytest
 
 from curvverify.cli.options import as_flags, coerce, option_types, read_config, resolve, to_toml
 from curvverify.errors import ParseError, UnreadableError, UsageError
-from curvverify.verify.options import Options
+from curvverify.verification.options import Options
 
 OTHER = {float: 12.5, int: 7, bool: False, str: 'a "quoted" \\ name'}
 

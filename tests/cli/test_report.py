@@ -25,8 +25,8 @@ from curvverify.report.serialise import from_json, to_json
 from curvverify.report.tables import bounds_table
 from curvverify.spec import parse_query
 from curvverify.types import Verdict
-from curvverify.verify.node_bounds import BoundsReport, NodeBounds
-from curvverify.verify.result import DisjunctBound, Provenance, Result, Stage, Witness
+from curvverify.verification.node_bounds import BoundsReport, NodeBounds
+from curvverify.verification.result import DisjunctBound, Provenance, Result, Stage, Witness
 
 QUERY = parse_query(
     """(vnnlib-version <2.0>)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from curvverify.types import Verdict
-from curvverify.verify.driver import verify
-from curvverify.verify.options import Options
-from curvverify.verify.result import Result
+from curvverify.verification.driver import verify
+from curvverify.verification.options import Options
+from curvverify.verification.result import Result
 
 BENCHMARKS = Path(__file__).resolve().parents[2].parent / "shared" / "vnncomp"
 

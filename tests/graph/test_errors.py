@@ -125,6 +125,7 @@ BAD_MODULES = {
     "constant": (constant_changed, "changed in place later"),
     "integers": (lambda x: x.long(), "integer or boolean"),
     "two variables": (lambda x: x.abs() ** x, "power of two variables"),
+    "large power": (lambda x: x**1000, "up to .exponent. = 100"),
     "order three": (lambda x: x.norm(p=3), "order 3"),
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from curvverify.bounds.interval import interval_bounds
-from curvverify.bounds.linear import Effort, Rows, entry_bounds, linear_bounds, optimised_row_bounds, row_bounds
+from curvverify.bounding.interval import interval_bounds
+from curvverify.bounding.linear import Effort, Rows, entry_bounds, linear_bounds, optimised_row_bounds, row_bounds
 from curvverify.ops.base import Op
 from curvverify.types import Interval
 from tests.soundness.attack import points, worst_violation

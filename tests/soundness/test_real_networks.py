@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from curvverify.bounds.interval import interval_bounds
-from curvverify.bounds.linear import Effort, linear_bounds
+from curvverify.bounding.interval import interval_bounds
+from curvverify.bounding.linear import Effort, linear_bounds
 from curvverify.graph import load
 from curvverify.spec import load_instances, load_query
 from curvverify.types import Deadline, Interval

@@ -9,7 +9,7 @@ from curvverify.errors import ParseError
 from curvverify.report.witness import parse_witness, result_file_text, witness_v1, witness_v2
 from curvverify.spec import Query, Variable
 from curvverify.types import Verdict
-from curvverify.verify.result import Provenance, Result, Witness
+from curvverify.verification.result import Provenance, Result, Witness
 
 OLD = Query((), 2, 1, "1.0")
 NEW = Query(

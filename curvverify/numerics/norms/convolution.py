@@ -183,7 +183,7 @@ def convolution_norm_upper(weight: Tensor, geometry: Geometry, dense: bool = Tru
         for grid in grids(axes):
             found = torus_norm_upper(blocks, axes, grid, best * WORTH, peak)
             best, peak = min(best, found.upper), found.peak if found.peak is not None else peak
-    return float(from_unit_upper(torch.tensor(best, dtype=torch.float64), exponent.flatten()[0]))
+    return float(from_unit_upper(torch.tensor(best + UNDERFLOW, dtype=torch.float64), exponent.flatten()[0]))
 
 
 @torch.no_grad()
@@ -196,7 +196,7 @@ def convolution_schur_upper(weight: Tensor, geometry: Geometry) -> float:
     if not bool(weight.any()) or any(not a.taps for a in axes):
         return 0.0
     scaled, exponent = to_unit(weight, weight.dim())
-    best = torch.tensor(_schur_upper(geometry.blocks(scaled), axes), dtype=torch.float64)
+    best = torch.tensor(_schur_upper(geometry.blocks(scaled), axes) + UNDERFLOW, dtype=torch.float64)
     return float(from_unit_upper(best, exponent.flatten()[0]))
 
 

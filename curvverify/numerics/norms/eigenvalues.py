@@ -169,8 +169,8 @@ def common_eigenvalue_upper(S: Tensor, floor: float, give_up_above: float = torc
     """(b, k): upper bound b on max(floor, largest eigenvalue of any S_k's Hermitian part).
 
     S (K, n, n) of unit scale, positive semidefinite up to rounding; k is the matrix that seems to have the largest,
-    None where none exceeds the floor.  b = inf as soon as it is seen to exceed `give_up_above`.  Cheaper than K separate
-    bounds: one Cholesky factorisation per matrix at a common tau, raised for those that fail.
+    None where none exceeds the floor.  b = inf as soon as it is seen to exceed `give_up_above`.  Cheaper than bounds
+    one by one: a single Cholesky factorisation per matrix, at a common tau, raised for those that fail.
     """
     if S.shape[-1] == 1:
         cheap = gershgorin_upper(S)

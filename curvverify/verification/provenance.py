@@ -10,8 +10,8 @@ from pathlib import Path
 
 from curvverify.graph import LoadedModel
 from curvverify.spec.query import Query
-from curvverify.verify.options import Options
-from curvverify.verify.result import Provenance
+from curvverify.verification.options import Options
+from curvverify.verification.result import Provenance
 
 NUMERICS = (
     "real-arithmetic semantics; bounds decided in float64 with a-priori rounding slack; "

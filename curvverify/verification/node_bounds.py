@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvverify.bounds.interval import interval_bounds
-from curvverify.bounds.linear import SATURATION, Effort, entry_bounds, linear_bounds
+from curvverify.bounding.interval import interval_bounds
+from curvverify.bounding.linear import SATURATION, Effort, entry_bounds, linear_bounds
 from curvverify.errors import UsageError
 from curvverify.graph import LoadedModel, load
 from curvverify.graph.layers import Node
@@ -19,7 +19,7 @@ from curvverify.ops.product import Product
 from curvverify.spec import load_query
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval
-from curvverify.verify.options import Options
+from curvverify.verification.options import Options
 
 if TYPE_CHECKING:
     import os

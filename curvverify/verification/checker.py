@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from curvverify.bounds.interval import interval_bounds
-from curvverify.bounds.linear import Effort, Relaxation, RowBounds, linear_bounds, optimised_row_bounds
+from curvverify.bounding.interval import interval_bounds
+from curvverify.bounding.linear import Effort, Relaxation, RowBounds, linear_bounds, optimised_row_bounds
 from curvverify.graph.layers import Graph
 from curvverify.numerics.rounding import TINY, gamma
 from curvverify.types import Interval
-from curvverify.verify.property import Property
-from curvverify.verify.state import Subproblems
+from curvverify.verification.property import Property
+from curvverify.verification.state import Subproblems
 
 NODE_SHARE = 0.6
 """Share of the remaining time that bounds on intermediate nodes may take; the rest is for the property's own rows."""

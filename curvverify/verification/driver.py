@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from curvverify.bounds.linear import Effort
+from curvverify.bounding.linear import Effort
 from curvverify.errors import UnreadableError
 from curvverify.graph import LoadedModel, load
 from curvverify.graph.replay import Replayer
 from curvverify.spec import load_query
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Verdict
-from curvverify.verify.branch import Branching
-from curvverify.verify.checker import Checked, Checker
-from curvverify.verify.falsify import Falsifier
-from curvverify.verify.options import Options
-from curvverify.verify.property import compile_query
-from curvverify.verify.provenance import provenance
-from curvverify.verify.result import DisjunctBound, Result, Stage, Witness
-from curvverify.verify.state import Subproblems, concatenate
+from curvverify.verification.branch import Branching
+from curvverify.verification.checker import Checked, Checker
+from curvverify.verification.falsify import Falsifier
+from curvverify.verification.options import Options
+from curvverify.verification.property import compile_query
+from curvverify.verification.provenance import provenance
+from curvverify.verification.result import DisjunctBound, Result, Stage, Witness
+from curvverify.verification.state import Subproblems, concatenate
 
 if TYPE_CHECKING:
     import os

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from curvverify.bounds.linear import Effort
+from curvverify.bounding.linear import Effort
 from curvverify.types import Deadline, Interval
-from curvverify.verify.checker import Checked, Checker
-from curvverify.verify.falsify import Falsifier
-from curvverify.verify.result import Witness
-from curvverify.verify.state import Subproblems, concatenate
+from curvverify.verification.checker import Checked, Checker
+from curvverify.verification.falsify import Falsifier
+from curvverify.verification.result import Witness
+from curvverify.verification.state import Subproblems, concatenate
 
 MIN_WIDTH = 1e-9
 """Relative to the query's box: coordinates narrower than this are not split any further."""

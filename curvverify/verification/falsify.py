@@ -13,8 +13,8 @@ from torch import Tensor
 from curvverify.graph.layers import Graph
 from curvverify.spec.query import Group, Query
 from curvverify.types import Deadline
-from curvverify.verify.property import Property
-from curvverify.verify.result import Witness
+from curvverify.verification.property import Property
+from curvverify.verification.result import Witness
 
 Run = Callable[[Tensor], Tensor]
 """The reference execution: flat float32 input -> flat float32 output (ONNX Runtime on the CPU)."""

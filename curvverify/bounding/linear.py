@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from curvverify.bounds.interval import node_image
+from curvverify.bounding.interval import node_image
 from curvverify.graph.layers import Graph
 from curvverify.numerics.rounding import TINY, gamma
 from curvverify.ops.base import Elementwise, Envelope, Linear, Lines

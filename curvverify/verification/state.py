@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvverify.types import Interval
-from curvverify.verify.property import Property
+from curvverify.verification.property import Property
 
 
 @dataclass(frozen=True, eq=False)
