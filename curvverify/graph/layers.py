@@ -41,7 +41,7 @@ class Graph:
     """Nodes in topological order: node 0 is the input, the last one the output."""
 
     nodes: tuple[Node, ...]
-    _converted: dict[torch.dtype, Graph] = field(default_factory=dict, repr=False)
+    _converted: dict[torch.dtype, Graph] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.nodes or not isinstance(self.nodes[0].op, Input):

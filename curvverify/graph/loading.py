@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class LoadedModel:
 
 
 def load(
-    model: str | Path | ModelProto | nn.Module,
+    model: str | os.PathLike[str] | ModelProto | nn.Module,
     shapes: Mapping[str, Sequence[int]] | Sequence[int] | Sequence[Sequence[int]] | None = None,
     check: bool = True,
     name: str | None = None,
@@ -57,8 +58,8 @@ def load(
     """The layer graph of a network: an ONNX path (.gz too), a ModelProto, or a torch module.
 
     `shapes` gives the input shape of a torch module (or a list of them), or shapes of ONNX inputs with dynamic
-    dimensions by name.  Where `check`, the graph is compared with ONNX Runtime (or the module) on `samples` random
-    inputs.
+    dimensions by name.  The graph is compared with the traced module on two random inputs; where `check`, on
+    `samples` of them, and with ONNX Runtime too.
     Raises UnreadableError, UnsupportedModelError, ReplayError.
     """
     if isinstance(model, nn.Module):
@@ -66,7 +67,7 @@ def load(
     return _load_onnx(model, shapes, check, name, samples)
 
 
-def read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """A file's content, unpacked where it is gzip by its first bytes; PATH.gz serves where PATH is missing."""
     place = Path(path)
     if not place.exists() and Path(f"{place}.gz").exists():
@@ -78,12 +79,14 @@ def read_bytes(path: str | Path) -> bytes:
         raise UnreadableError(f"{path}: {reason}") from reason
 
 
-def _load_onnx(model: str | Path | ModelProto, shapes: Any, check: bool, name: str | None, samples: int) -> LoadedModel:
+def _load_onnx(
+    model: str | os.PathLike[str] | ModelProto, shapes: Any, check: bool, name: str | None, samples: int
+) -> LoadedModel:
     from curvverify.graph import replay
     from curvverify.graph.onnx_import import module as onnx_module
     from curvverify.graph.onnx_import import prepare
 
-    if isinstance(model, str | Path):
+    if isinstance(model, str | os.PathLike):
         path, content, folder = str(model), read_bytes(model), Path(model).parent
         name = name or Path(model).name
     else:
@@ -103,6 +106,8 @@ def _load_onnx(model: str | Path | ModelProto, shapes: Any, check: bool, name: s
     loaded = LoadedModel(graph, name, path, digest, inputs, ends, opset, content, module, notes)
     if check:
         replay.check(loaded, samples)
+    else:
+        replay.check_trace(loaded)
     return loaded
 
 
@@ -121,10 +126,12 @@ def _load_module(model: nn.Module, shapes: Any, check: bool, name: str | None, s
     inputs = tuple(Port(f"input_{i}" if i else "input", s) for i, s in enumerate(several))
     outputs = tuple(Port(f"output_{i}" if i else "output", o.shape) for i, o in enumerate(outs))
     loaded = LoadedModel(graph, name, None, digest.hexdigest(), inputs, outputs, module=module, notes=notes)
-    if check:
-        from curvverify.graph import replay
+    from curvverify.graph import replay
 
+    if check:
         replay.check(loaded, samples)
+    else:
+        replay.check_trace(loaded)
     return loaded
 
 

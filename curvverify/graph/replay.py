@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from curvverify.errors import ReplayError
 from curvverify.graph.onnx_import.module import OnnxModule
+from curvverify.graph.tracing import Widening
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -62,10 +64,7 @@ class Replayer:
     def run(self, x: Tensor) -> Tensor:
         """The outputs, flattened, concatenated and in float32, at a flat (concatenated) input."""
         if self._session is None:
-            assert self.loaded.module is not None
-            with torch.no_grad():
-                outs = _outputs(self.loaded.module(*split(self.loaded, x.to(torch.float64))))
-            return torch.cat([o.flatten() for o in outs]).to(torch.float32)
+            return _module_values(self.loaded, x.to(torch.float64)).to(torch.float32)
         return torch.cat([torch.as_tensor(o).flatten().to(torch.float32) for o in self._run(self._session, x)])
 
     def _run(self, runtime: InferenceSession, x: Tensor, names: list[str] | None = None) -> list[Any]:
@@ -104,15 +103,17 @@ def _observed(model: ModelProto, names: list[str]) -> bytes:
 
 
 def split(loaded: LoadedModel, x: Tensor) -> list[Tensor]:
-    """A flat input in the shapes of the model's inputs."""
+    """Copies of a flat input's parts, in the shapes of the model's inputs."""
     sizes = [torch.Size(p.shape).numel() for p in loaded.inputs]
-    return [part.reshape(p.shape) for part, p in zip(x.flatten().split(sizes), loaded.inputs, strict=True)]
+    return [part.reshape(p.shape) for part, p in zip(x.flatten().clone().split(sizes), loaded.inputs, strict=True)]
 
 
-def _outputs(result: Any) -> list[Tensor]:
-    from torch.utils._pytree import tree_flatten
-
-    return [r for r in tree_flatten(result)[0] if isinstance(r, Tensor)]
+def _module_values(loaded: LoadedModel, x: Tensor) -> Tensor:
+    """The torch module's outputs over the reals, in float64, flattened and concatenated."""
+    assert loaded.module is not None
+    with torch.no_grad(), Widening():
+        result = loaded.module(*split(loaded, x))
+    return torch.cat([r.flatten() for r in tree_flatten(result)[0] if isinstance(r, Tensor)])
 
 
 def deviation(ours: Tensor, theirs: Tensor) -> float:
@@ -150,7 +151,7 @@ def check(loaded: LoadedModel, samples: int, threads: int = 1) -> None:
     """
     inputs = random_inputs(loaded, samples)
     exact, single, inside = _evaluated(loaded, inputs)
-    _check_module(loaded, inputs, exact)
+    _compare_module(loaded, inputs, exact)
     if loaded.content is None:
         return
     scale = max(largest(exact), 1e-3 * min(1.0, inside))
@@ -182,16 +183,23 @@ def _evaluated(loaded: LoadedModel, inputs: Tensor) -> tuple[Tensor, Tensor, flo
     return torch.cat(exact), torch.cat(single), inside
 
 
-def _check_module(loaded: LoadedModel, inputs: Tensor, exact: Tensor) -> None:
+def check_trace(loaded: LoadedModel, samples: int = 2) -> None:
+    """Refuse a graph that differs from the module it was traced from at inputs other than the traced one.
+
+    Catches what tracing cannot see: a value that reached Python without an operator, and was taken for a constant.
+    """
+    inputs = random_inputs(loaded, samples)
+    _compare_module(loaded, inputs, _evaluated(loaded, inputs)[0])
+
+
+def _compare_module(loaded: LoadedModel, inputs: Tensor, exact: Tensor) -> None:
     module = loaded.module
     if module is None:
         return
     scale = largest(exact)
     allowed = MODULE_AGREEMENT if isinstance(module, OnnxModule) and not loaded.notes else LOOSE_AGREEMENT
     for x, ours in zip(inputs.to(torch.float64), exact, strict=True):
-        with torch.no_grad():
-            theirs = torch.cat([o.flatten() for o in _outputs(module(*split(loaded, x)))])
-        found = deviation(ours, theirs)
+        found = deviation(ours, _module_values(loaded, x))
         if not found <= allowed * scale:
             raise ReplayError(
                 f"{loaded.name}: the layer graph and the module it was traced from disagree by {found:.3g} "

@@ -61,7 +61,22 @@ class Opaque(Op):
         return self.result
 
 
-class Tracer(TorchDispatchMode):
+class Widening(TorchDispatchMode):
+    """Everything in float64 while it is active: floating-point casts are the identity over the reals."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No, for skipping it means importing it, which takes a second."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **{k: _widened(v) for k, v in (kwargs or {}).items()})
+        return result if _written(func, args) is not None else tree_map(_double, result)
+
+
+class Tracer(Widening):
     """Records into a builder while it is active; `source` is where the module currently is."""
 
     def __init__(self, builder: Builder, model: str = "model"):
@@ -76,11 +91,6 @@ class Tracer(TorchDispatchMode):
         self._time = 0
         self._captured: dict[int, tuple[Tensor, int, Source]] = {}
         self._left_out: dict[int, Source] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No, for skipping it means importing it, which takes a second."""
-        return False
 
     # -- what is known about tensors -----------------------------------------------------------------------------
 
@@ -322,7 +332,7 @@ def trace(
     With one input, node 0 has its shape; with several, node 0 is the concatenation of the flattened inputs.
     """
     samples = [s.to(torch.float64) for s in samples]
-    builder = Builder(samples[0] if len(samples) == 1 else torch.cat([s.flatten() for s in samples]))
+    builder = Builder(samples[0].clone() if len(samples) == 1 else torch.cat([s.flatten() for s in samples]))
     tracer = Tracer(builder, model)
     start = 0
     for sample in samples:

@@ -18,6 +18,9 @@ from curvverify.verification.falsify import Falsifier
 from curvverify.verification.result import Witness
 from curvverify.verification.state import Subproblems, concatenate
 
+ATTACK_EVERY = 0.5
+"""Seconds between attacks from the subproblems' own minimisers."""
+
 MIN_WIDTH = 1e-9
 """Relative to the query's box: coordinates narrower than this are not split any further."""
 
@@ -57,7 +60,8 @@ class Branching:
         self._smallest = MIN_WIDTH * widths.amax(0)
         for root in roots:
             self._push(root)
-        reported, batch = time.monotonic(), 16
+        reported = attacked = time.monotonic()
+        batch = 16
         while self._queue and not deadline.passed and self.witness is None:
             begun = time.monotonic()
             problems, known = self._split(min(batch, self.batch))
@@ -65,8 +69,10 @@ class Branching:
             self.bounded += len(problems)
             self._record(problems, checked.problems)
             self._push(checked)
-            self.witness = self._attack(checked)
             now = time.monotonic()
+            if now - attacked > ATTACK_EVERY or self.bounded < 64:
+                attacked = now
+                self.witness = attack_minima(checked, self.falsifier, deadline)
             batch = 2 * batch if now - begun < 0.3 else max(4, batch // 2) if now - begun > 1.0 else batch
             if now - reported > 1.0:
                 reported = now
@@ -141,15 +147,23 @@ class Branching:
         }
         return concatenate(parts), stacked
 
-    def _attack(self, checked: Checked) -> Witness | None:
-        """Try the corners that minimise the open rows' linear forms, and the centres."""
-        problems = checked.problems
-        index = problems.unsettled
-        if not index.numel() or checked.bounds is None:
-            return None
-        box = problems.box[index]
-        slope = checked.bounds.slope[index].flatten(2)
-        corners = torch.where(slope > 0, box.lower.unsqueeze(1), box.upper.unsqueeze(1))
-        points = torch.cat([corners, (0.5 * (box.lower + box.upper)).unsqueeze(1)], 1)
-        group = problems.group[index].repeat_interleave(points.shape[1])
-        return self.falsifier.try_points(group, points.flatten(0, 1))
+
+def attack_minima(checked: Checked, falsifier: Falsifier, deadline: Deadline, most: int = 512) -> Witness | None:
+    """Descend from the corners at which the open rows' linear forms are smallest, at most so many of them.
+
+    The minimiser of a tight relaxation is close to the network's own: these starts find isolated witnesses that
+    random ones miss.
+    """
+    if checked.bounds is None:
+        return None
+    problems, prop = checked.problems, falsifier.property
+    place = torch.full((len(prop.output),), -1, dtype=torch.long)
+    place[checked.rows] = torch.arange(len(checked.rows))
+    rows = prop.rows[problems.group]
+    known = (rows >= 0) & (place[rows.clamp(min=0)] >= 0) & problems.open.unsqueeze(2)
+    box, disjunct, slot = known.nonzero()[:most].unbind(1)
+    if not box.numel():
+        return None
+    slope = checked.bounds.slope[box, place[rows[box, disjunct, slot]]].flatten(1)
+    corner = torch.where(slope > 0, problems.box.lower[box], problems.box.upper[box])
+    return falsifier.descend(problems.group[box], disjunct, corner.unsqueeze(1), deadline)

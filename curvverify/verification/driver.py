@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from curvverify.graph.replay import Replayer
 from curvverify.spec import load_query
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Verdict
-from curvverify.verification.branch import Branching
+from curvverify.verification.branch import Branching, attack_minima
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.options import Options
@@ -43,13 +43,15 @@ def verify(
     query: str | os.PathLike[str] | Query,
     options: Options | None = None,
     *,
+    shapes: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
     deadline: Deadline | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Result:
     """Decide whether some input of the query's boxes has its output in an unsafe set.
 
     `model` is an ONNX path, a ModelProto, a torch module or what `curvverify.graph.load` returned; `query` a VNN-LIB
-    path or a parsed Query.  `deadline` is when to stop (default: 95 % of `options.timeout` from now).  `progress`
+    path or a parsed Query.  `shapes` is the input shape of a torch module (default: one row, (1, n)), or the shapes of
+    dynamic ONNX inputs by name.  `deadline` is when to stop (default: 95 % of `options.timeout` from now).  `progress`
     gets one line at a time.  Returns verified only on rigorous bounds over every box, falsified only with a witness
     that ONNX Runtime has confirmed, and otherwise unknown (timed-out at the deadline) with the best bounds so far.
 
@@ -61,7 +63,9 @@ def verify(
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     parsed = query if isinstance(query, Query) else load_query(query)
-    loaded = model if isinstance(model, LoadedModel) else load(model)
+    if isinstance(model, torch.nn.Module) and shapes is None:
+        shapes = (1, parsed.inputs)
+    loaded = model if isinstance(model, LoadedModel) else load(model, shapes=shapes)
     _check_sizes(loaded, parsed)
     run = _Run(loaded, parsed, options, deadline, progress or (lambda line: None), started)
     return run.decide()
@@ -94,8 +98,8 @@ class _Run:
 
     def decide(self) -> Result:
         """Run the stages in order until nothing is open, a witness is found or time is up."""
-        self.notes += self.query.notes
-        self._stage("load", time.monotonic() - self.started, len(self.query.groups), len(self.query.groups))
+        self.notes += [*self.loaded.notes, *self.query.notes]
+        self._stage("read", time.monotonic() - self.started, len(self.query.groups), len(self.query.groups))
         self.property = compile_query(self.query)
         self.positions = [i for i, g in enumerate(self.query.groups) if not g.box.empty]
         empty = len(self.query.groups) - self.property.groups
@@ -117,8 +121,8 @@ class _Run:
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
         problems = self._interval(problems)
-        roots, problems = self._linear(problems)
-        if problems.open.any() and not self.deadline.passed:
+        roots, problems, witness = self._linear(problems)
+        if witness is None and problems.open.any() and not self.deadline.passed:
             witness = self._burst(problems, "falsify again", self.options.attack_rounds)
         if witness is None and problems.open.any() and self._branching_pays(problems) and not self.deadline.passed:
             problems, witness = self._branch(problems, roots)
@@ -131,10 +135,8 @@ class _Run:
     def _burst(self, problems: Subproblems, name: str, rounds: int) -> Witness | None:
         begun = time.monotonic()
         self.progress(f"{name}: {int(problems.open.sum())} open disjuncts")
-        with torch.enable_grad():
-            witness = self.falsifier.burst(
-                problems.group, problems.open, self.deadline.sooner(self.options.attack_seconds), rounds
-            )
+        deadline = self.deadline.sooner(self.options.attack_seconds)
+        witness = self.falsifier.burst(problems.group, problems.open, deadline, rounds)
         still = int(problems.open.sum())
         self._stage(name, time.monotonic() - begun, still, still, "witness replayed" if witness else "")
         return witness
@@ -144,8 +146,11 @@ class _Run:
         parts = [self.checker.interval(problems[piece]).problems for piece in self._pieces(len(problems), 1.0)]
         return self._account("interval", begun, before, concatenate(parts))
 
-    def _linear(self, problems: Subproblems) -> tuple[list[Checked], Subproblems]:
-        """Plain linear bounds on everything open, then optimised ones on what they leave open."""
+    def _linear(self, problems: Subproblems) -> tuple[list[Checked], Subproblems, Witness | None]:
+        """Plain linear bounds on everything open, then optimised ones on what they leave open.
+
+        In between, the points at which the relaxed rows take their minima are attacked.
+        """
         options = self.options
         index = problems.unsettled
         roots: list[Checked] = []
@@ -165,7 +170,11 @@ class _Run:
             problems = self._account(name, begun, before, problems.replaced(index, found))
             roots = [root.unsettled() for root in roots if root.problems.open.any()]
             index = problems.unsettled
-        return roots, problems
+            for root in roots:
+                witness = attack_minima(root, self.falsifier, self.deadline.sooner(options.attack_seconds))
+                if witness is not None:
+                    return roots, problems, witness
+        return roots, problems, None
 
     def _again(self, root: Checked, effort: Effort, rows: int) -> Checked:
         """Bound the same subproblems once more, within the node bounds that are known."""

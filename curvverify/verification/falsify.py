@@ -58,20 +58,10 @@ class Falsifier:
         for round_ in range(rounds):
             for begin in range(0, len(pairs), batch):
                 chosen = pairs[begin : begin + batch]
-                witness = self._descend(group[chosen[:, 0]], chosen[:, 1], round_ == 0, deadline)
+                index, disjunct = group[chosen[:, 0]], chosen[:, 1]
+                witness = self.descend(index, disjunct, self._starts(index, round_ == 0), deadline)
                 if witness is not None or deadline.passed:
                     return witness
-        return None
-
-    def try_points(self, group: Tensor, points: Tensor) -> Witness | None:
-        """Check given inputs (B, n) of the groups (B,): rounded into the strict box, evaluated, replayed if unsafe."""
-        x = self._into_box(group, points.float())
-        with torch.no_grad():
-            violation = self._violation(x, self._outputs(x), group, None)
-        for b in (violation <= NEARLY).nonzero().flatten().tolist():
-            witness = self.confirm(int(group[b]), x[b].numpy())
-            if witness is not None:
-                return witness
         return None
 
     def confirm(self, group: int, x: np.ndarray) -> Witness | None:
@@ -83,29 +73,25 @@ class Falsifier:
             return None
         return Witness(tuple(map(float, x)), tuple(map(float, y)), replayed=True)
 
-    def _descend(self, group: Tensor, disjunct: Tensor, first: bool, deadline: Deadline) -> Witness | None:
-        """Sign-gradient descent of the violation, all starts of all pairs at once."""
-        low, high = self._bounds(group)
-        x = self._starts(low, high, first)
-        count = x.shape[1]
+    def descend(self, group: Tensor, disjunct: Tensor, starts: Tensor, deadline: Deadline) -> Witness | None:
+        """Projected sign-gradient descent of the violation of disjuncts (P,) of groups (P,) from (P, S, n) points."""
+        count = starts.shape[1]
         pairs = group.repeat_interleave(count), disjunct.repeat_interleave(count)
-        low, high = low.repeat_interleave(count, 0), high.repeat_interleave(count, 0)
-        x = x.flatten(0, 1)
+        low, high = (t.repeat_interleave(count, 0) for t in self._bounds(group))
+        x = torch.minimum(torch.maximum(starts.flatten(0, 1).float(), low), high)
         best, best_x = torch.full((len(x),), torch.inf), x
         momentum = torch.zeros_like(x)
         for t in range(STEPS):
-            x = x.detach().requires_grad_(True)
-            violation = self._violation(x, self._outputs(x), *pairs)
-            better = violation.detach() < best
-            best = torch.where(better, violation.detach(), best)
-            best_x = torch.where(better.unsqueeze(1), x.detach(), best_x)
+            violation, gradient = self._gradient(x, *pairs)
+            better = violation < best
+            best = torch.where(better, violation, best)
+            best_x = torch.where(better.unsqueeze(1), x, best_x)
             if bool((best < 0).any()) or deadline.passed:
                 break
-            (gradient,) = torch.autograd.grad(violation.sum(), x)
             scale = gradient.abs().mean(1, keepdim=True).clamp(min=1e-30)
             momentum = 0.75 * momentum + gradient / scale
             size = 0.125 * (high - low) * (1.0 + math.cos(math.pi * t / STEPS))
-            x = torch.minimum(torch.maximum(x.detach() - size * momentum.sign(), low), high)
+            x = torch.minimum(torch.maximum(x - size * momentum.sign(), low), high)
         for b in best.argsort()[:8].tolist():
             if best[b] <= NEARLY:
                 witness = self.confirm(int(pairs[0][b]), best_x[b].numpy())
@@ -113,11 +99,19 @@ class Falsifier:
                     return witness
         return None
 
+    def _gradient(self, x: Tensor, group: Tensor, disjunct: Tensor) -> tuple[Tensor, Tensor]:
+        """The violation (B,) at x (B, n) and its gradient."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            violation = self._violation(x, self._outputs(x), group, disjunct)
+            (gradient,) = torch.autograd.grad(violation.sum(), x)
+        return violation.detach(), gradient
+
     def _outputs(self, x: Tensor) -> Tensor:
         return self.search(x.reshape(-1, *self.graph.input_shape)).flatten(1)
 
-    def _violation(self, x: Tensor, y: Tensor, group: Tensor, disjunct: Tensor | None) -> Tensor:
-        """How far (B,) every point is from its disjunct's polytope (the nearest one where None): <= 0 inside."""
+    def _violation(self, x: Tensor, y: Tensor, group: Tensor, disjunct: Tensor) -> Tensor:
+        """How far (B,) every point is from its disjunct's polytope: <= 0 inside."""
         p = self.property
         values = y @ p.output.float().T
         if p.input is not None:
@@ -126,12 +120,11 @@ class Falsifier:
         picked = values.gather(1, rows.clamp(min=0).flatten(1)).reshape(rows.shape) - thresholds
         worst = torch.where(rows >= 0, picked, -torch.inf).amax(2)
         worst = torch.where(present, worst, torch.inf)
-        if disjunct is None:
-            return worst.amin(1)
         return worst.gather(1, disjunct.unsqueeze(1)).squeeze(1)
 
-    def _starts(self, low: Tensor, high: Tensor, first: bool) -> Tensor:
-        """(P, starts, n): the centre, corners and uniform points; a quarter of them in the first round."""
+    def _starts(self, group: Tensor, first: bool) -> Tensor:
+        """(P, S, n): the centre, corners and uniform points of the groups' boxes; fewer in the first round."""
+        low, high = self._bounds(group)
         count = max(2, self.starts // 4) if first else self.starts
         t = torch.rand(low.shape[0], count, low.shape[1], generator=self.generator)
         t[:, : count // 2] = t[:, : count // 2].round()
@@ -147,7 +140,3 @@ class Falsifier:
     def _bounds(self, group: Tensor) -> tuple[Tensor, Tensor]:
         pairs = [self._range(int(g)) for g in group]
         return torch.from_numpy(np.stack([p[0] for p in pairs])), torch.from_numpy(np.stack([p[1] for p in pairs]))
-
-    def _into_box(self, group: Tensor, x: Tensor) -> Tensor:
-        low, high = self._bounds(group)
-        return torch.minimum(torch.maximum(x, low), high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,12 +68,13 @@ def bounds(
     options: Options | None = None,
     *,
     method: str = "linear",
+    shapes: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
 ) -> BoundsReport:
     """Lower and upper bounds on every node's value over the region.
 
     `region` is a VNN-LIB path or Query (the smallest box around its input boxes) or a pair (lower, upper) of tensors
-    of the input's size.  `method` is "interval" or "linear" (intersected with interval bounds).  Sound over the real
-    numbers, rounding included.
+    of the input's size.  `shapes` as for `verify`.  `method` is "interval" or "linear" (intersected with interval
+    bounds).  Sound over the real numbers, rounding included.
 
     Raises UsageError for an unknown method or an empty or mis-shaped region.
     """
@@ -81,9 +83,12 @@ def bounds(
         raise UsageError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     started = time.monotonic()
     deadline = Deadline.after(options.timeout)
-    loaded = model if isinstance(model, LoadedModel) else load(model)
+    lower, upper = _region(region)
+    if isinstance(model, torch.nn.Module) and shapes is None:
+        shapes = (1, lower.numel())
+    loaded = model if isinstance(model, LoadedModel) else load(model, shapes=shapes)
     graph = loaded.graph
-    box = _region(region, loaded)
+    box = _box(lower, upper, loaded)
     with torch.no_grad():
         if method == "interval":
             intervals = interval_bounds(graph, box)
@@ -109,17 +114,22 @@ def bounds(
     return BoundsReport(loaded.name, method, nodes, time.monotonic() - started)
 
 
-def _region(region: str | os.PathLike[str] | Query | tuple[Tensor, Tensor], loaded: LoadedModel) -> Interval:
-    """The region as one box (1, *S_in) in float64."""
+def _region(region: str | os.PathLike[str] | Query | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The region's flat bounds (n,), (n,) in float64."""
     if isinstance(region, tuple):
-        lower, upper = (t.detach().double().flatten() for t in region)
-    else:
-        query = region if isinstance(region, Query) else load_query(region)
-        covers = [g.box.cover for g in query.groups if not g.box.empty]
-        if not covers:
-            raise UsageError("every input box of the query is empty: there is nothing to bound")
-        lower = torch.stack([torch.from_numpy(c[0]) for c in covers]).amin(0)
-        upper = torch.stack([torch.from_numpy(c[1]) for c in covers]).amax(0)
+        lower, upper = region
+        return lower.detach().double().flatten(), upper.detach().double().flatten()
+    query = region if isinstance(region, Query) else load_query(region)
+    covers = [g.box.cover for g in query.groups if not g.box.empty]
+    if not covers:
+        raise UsageError("every input box of the query is empty: there is nothing to bound")
+    lower = torch.stack([torch.from_numpy(c[0]) for c in covers]).amin(0)
+    upper = torch.stack([torch.from_numpy(c[1]) for c in covers]).amax(0)
+    return lower, upper
+
+
+def _box(lower: Tensor, upper: Tensor, loaded: LoadedModel) -> Interval:
+    """The bounds as one box (1, *S_in), checked."""
     size = loaded.graph.nodes[0].size
     if lower.numel() != size or upper.numel() != size:
         raise UsageError(f"the region has {lower.numel()} entries, but the input of {loaded.name} has {size}")

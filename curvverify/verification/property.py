@@ -108,12 +108,12 @@ class _RowTable:
 
     def positions(self, polytope: Polytope) -> np.ndarray:
         nothing = np.zeros((polytope.rows, self.query.inputs))
-        given = polytope.input_matrix is not None
+        inputs, error = polytope.input_matrix, polytope.input_error
         parts = (
             polytope.output_matrix,
-            polytope.input_matrix if given else nothing,
+            nothing if inputs is None else inputs,
             polytope.output_error,
-            polytope.input_error if given else nothing,
+            nothing if error is None else error,
         )
         return np.array([self._position(tuple(p[k] for p in parts)) for k in range(polytope.rows)], np.int64)
 

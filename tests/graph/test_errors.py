@@ -130,6 +130,13 @@ BAD_MODULES = {
 }
 
 
+@pytest.mark.parametrize("check_too", [True, False])
+def test_a_value_that_escapes_to_python(check_too: bool) -> None:
+    """tolist() is no operator: the trace sees a constant, and the comparison elsewhere does not."""
+    with pytest.raises(ReplayError, match="the module it was traced from"):
+        load(Module(lambda x: x * float(np.float64(x.tolist()[0][0]))), shapes=(1, 3), check=check_too)
+
+
 @pytest.mark.parametrize("name", BAD_MODULES)
 def test_modules_that_cannot_be_traced(name: str) -> None:
     function, message = BAD_MODULES[name]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from curvverify.errors import UnreadableError
+from curvverify.errors import ReplayError, UnreadableError
 from curvverify.graph import load, supported_operators, supported_opsets
 from tests.graph.onnx_models import array, floats, ints, network, single
 
@@ -139,6 +139,22 @@ def test_functions_of_the_model_itself() -> None:
     model = network([node], {"X": [1, 3]}, ["y"], domains=["mine"])
     model.functions.append(square)
     assert [n.op.name for n in load(model).graph] == ["Input", "Power"]
+
+
+def test_casts_do_not_round() -> None:
+    nodes = [
+        helper.make_node("Mul", ["X", "c"], ["a"]),
+        helper.make_node("Cast", ["a"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["h"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["i"], ["g"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "g"], ["y"]),
+    ]
+    model = network(nodes, {"X": [1, 3]}, ["y"], {"c": floats(0.1)[0], "i": ints(1, 2, 3)})
+    loaded = load(model, check=False)
+    x = torch.ones(1, 1, 3, dtype=torch.float64) / 3.0
+    assert loaded.graph(x).flatten()[0] == float(floats(0.1)[0]) / 3.0
+    with pytest.raises(ReplayError, match="ONNX Runtime disagree"):
+        load(model)  # for ONNX Runtime, they do
 
 
 def test_double_precision() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from onnx import ModelProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from curvverify.graph import load
 from curvverify.graph.building import Builder
@@ -19,7 +20,7 @@ P = floats(math.sqrt(2.0 / math.pi))[0]
 Q = floats(0.044715)[0]
 
 
-def n(operator: str, inputs: str, output: str, **attributes: object) -> helper.NodeProto:
+def n(operator: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
     return helper.make_node(operator, inputs.split(), [output], **attributes)
 
 
@@ -88,7 +89,7 @@ CONSTANTS = {
 }  # fmt: skip
 
 
-def behind_a_layer(nodes: list[helper.NodeProto]) -> ModelProto:
+def behind_a_layer(nodes: list[NodeProto]) -> ModelProto:
     """The pattern on a Gemm's output x, with only the constants it uses."""
     used = {name for node in nodes for name in node.input}
     constants = {k: v for k, v in CONSTANTS.items() if k in used and k != "b"}
@@ -130,7 +131,7 @@ def test_other_activations(name: str) -> None:
         [n("Softplus", "x", "a"), n("Tanh", "a", "b"), n("Mul", "a b", "y")],
     ],
 )
-def test_near_misses_are_left_alone(nodes: list[helper.NodeProto]) -> None:
+def test_near_misses_are_left_alone(nodes: list[NodeProto]) -> None:
     assert "Product" in nonlinear(behind_a_layer(nodes))
 
 

@@ -35,7 +35,7 @@ COARSE = 70
 CHUNK = 2**23
 """Complex entries held at once (128 MiB)."""
 
-WORTH = 0.998
+WORTH = 0.99
 """A further torus is followed to its end only where it promises to lower the bound to this part of it."""
 
 PHASE_ERROR = 2e-14

@@ -75,9 +75,8 @@ def spectral_norm_differentiable(
     Power iterations from `state` (of the previous step; None starts afresh, take more iterations then) find singular
     vectors u, v, held constant; the value is u . L v, whose gradient u v^T is that of a simple singular value.
     """
-    if dtype is None:
-        weight = getattr(op, "weight", None)
-        dtype = weight.dtype if isinstance(weight, Tensor) else torch.float64
+    weight = getattr(op, "weight", None)
+    dtype = weight.dtype if isinstance(weight, Tensor) else torch.float64
     with torch.no_grad():
         u, v = _singular_vectors(op, _start(shape_in, state, dtype), iterations)
     return Trained((u * op.forward(v, bias=False)).sum(), v)

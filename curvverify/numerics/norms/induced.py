@@ -19,7 +19,7 @@ from curvverify.numerics.norms.operators import (
     spectral_norm_upper,
     weighted_norm_upper,
 )
-from curvverify.numerics.norms.scaling import UNDERFLOW, enlarge, from_unit_upper, to_unit
+from curvverify.numerics.norms.scaling import UNDERFLOW, enlarge, from_unit_upper, times_upper, to_unit
 from curvverify.numerics.rounding import gamma, round_up
 
 
@@ -58,12 +58,14 @@ def _generic_vector_norms(op: LinearOperator, shape_in: Shape) -> tuple[Tensor, 
     return torch.minimum(rows, by_row), torch.minimum(columns, by_column)
 
 
-def _largest_entry_upper(op: LinearOperator, shape_in: Shape, rows: Tensor) -> float:
-    """Upper bound on the largest |L_ij|: that of the weight, where there is one; else of the rows' sums."""
+def _largest_entry_upper(op: LinearOperator, shape_in: Shape, sums: tuple[Tensor, Tensor]) -> float:
+    """Upper bound on the largest |L_ij|: exact for matrices and kernels; else at most the largest row or column sum."""
     if isinstance(op, Matrix):
         bound = float(op.weight.to(torch.float64).abs().max())
         return math.inf if math.isnan(bound) else bound
-    return float(rows.max())
+    bound = min(float(s.max()) for s in sums)
+    found = materialise([op], shape_in)
+    return bound if found is None else min(bound, float(round_up(found[0].abs().max() + found[1]).nan_to_num(math.inf)))
 
 
 @torch.no_grad()
@@ -83,7 +85,7 @@ def induced_norm_upper(op: LinearOperator, shape_in: Shape, p: float, q: float) 
     if p == q:
         return float((columns if p == 1 else rows).max())
     if (p, q) == (1, math.inf):
-        return _largest_entry_upper(op, shape_in, rows)
+        return _largest_entry_upper(op, shape_in, (rows, columns))
     if (p, q) in ((1, 2), (2, math.inf)):
         return float(vector_norms_upper(op, shape_in)[0 if q == math.inf else 1].max())
     norm = spectral_norm_upper(op, shape_in)
@@ -93,8 +95,7 @@ def induced_norm_upper(op: LinearOperator, shape_in: Shape, p: float, q: float) 
     else:  # (inf, 2) by rows, (2, 1) by columns
         factor, own = (math.sqrt(n), rows) if q == 2 else (math.sqrt(m), columns)
         sums = float(dense.frobenius_upper(own.reshape(1, -1)))
-    spectral = norm * factor * (1 + gamma(8))
-    return min(b for b in (sums, spectral, math.inf) if not math.isnan(b))
+    return min(math.inf if math.isnan(sums) else sums, times_upper(norm, factor * (1 + gamma(4))))
 
 
 def row_weighted_norm_upper(op: LinearOperator, shape_in: Shape) -> float:
@@ -118,6 +119,5 @@ def hadamard_norm_upper(outer: LinearOperator, inner: LinearOperator, shape_in: 
         G, W = materialise([outer], shape), materialise([inner], shape_in)
         if G is not None and W is not None:
             mixed = G[1] * float(rows.max()) + W[1] * float(columns.max()) + G[1] * W[1]
-            bound = (float(dense.hadamard_gram_norm_upper(G[0], W[0])) + mixed) * (1 + gamma(8))
-            return bound if bound == bound else math.inf
+            return times_upper(float(dense.hadamard_gram_norm_upper(G[0], W[0])) + mixed, 1 + gamma(8))
     return min(weighted_norm_upper(inner, shape_in, left=columns), weighted_norm_upper(outer, shape, right=rows))

@@ -2,8 +2,8 @@
 
 Operators are known by their interface alone (numerics lies below them).  Schur's test on |L| is exact for everything
 that only moves, scales or sums up entries: 1 for a permutation, the root of the largest multiplicity for a gather,
-max|factor| for a diagonal, scale sqrt(count) for a reduction, |coefficient| for each input of a sum.  The two kinds that
-carry a weight, a matrix or a kernel, have bounds of their own.
+max|factor| for a diagonal, scale sqrt(count) for a reduction, |coefficient| for each input of a sum.  The two kinds
+that carry a weight, a matrix or a kernel, have bounds of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from curvverify.numerics.norms import dense
 from curvverify.numerics.norms.convolution import convolution_norm_upper, convolution_schur_upper
 from curvverify.numerics.norms.geometry import Geometry
-from curvverify.numerics.norms.scaling import UNDERFLOW, as_wide, enlarge, from_unit_upper, to_unit
+from curvverify.numerics.norms.scaling import UNDERFLOW, as_wide, enlarge, from_unit_upper, times_upper, to_unit
 from curvverify.numerics.rounding import TINY, gamma, round_up
 
 SIDE, ENTRIES = 1024, 2**24
@@ -55,7 +55,7 @@ class LinearOperator(Protocol):
 
 @runtime_checkable
 class Matrix(LinearOperator, Protocol):
-    """y = x W^T along the last axis, weight (m, n)."""
+    """y = x W^T along the last axis, weight (m, n): what has a weight and is no kernel."""
 
     @property
     def weight(self) -> Tensor: ...
@@ -209,8 +209,7 @@ def product_norm_upper(ops: Sequence[LinearOperator], shape_in: Shape) -> float:
     for length in range(2, len(wide) + 1):
         for i in range(len(wide) - length + 1):
             j = i + length
-            cuts = [math.nextafter(best[i, k] * best[k, j], math.inf) for k in range(i + 1, j)]
-            cuts = [math.inf if math.isnan(c) else c for c in cuts]  # 0 times inf: an operator that is not finite
+            cuts = [times_upper(best[i, k], best[k, j]) for k in range(i + 1, j)]
             found = materialise(wide[i:j], shapes[i])
             if found is not None:
                 cuts.append(float(dense.spectral_norm_upper(*found)))
@@ -275,7 +274,6 @@ def weighted_norm_upper(
         )
         bound = min(bound, float(folded))
     else:
-        sizes = [math.nextafter(float(w.abs().max()), math.inf) for w in weights]
-        product = math.prod([spectral_norm_upper(wide, shape_in), *sizes]) * (1 + gamma(8))
-        bound = min(bound, product if product == product else math.inf)
+        sizes = [float(w.to(torch.float64).abs().max()) for w in weights]
+        bound = min(bound, times_upper(spectral_norm_upper(wide, shape_in), *sizes))
     return bound

@@ -6,6 +6,8 @@ overflows and underflow costs at most `UNDERFLOW` per matrix, which every bound 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,14 @@ def enlarge(x: Tensor, relative: float) -> Tensor:
     """Upper bound on x (1 + relative) for x >= 0, exactly 0 for 0; NaN becomes inf."""
     larger = torch.where(x == 0, x, round_up(round_up(x * (1.0 + relative))))
     return torch.where(larger.isnan(), torch.inf, larger)
+
+
+def times_upper(*factors: float) -> float:
+    """Upper bound on the product of nonnegative numbers: exactly 0 where one is 0 and all are finite, never NaN."""
+    product = 1.0
+    for f in factors:
+        product = math.nextafter(product * f, math.inf) if product and f else 0.0 * product * f
+    return math.inf if math.isnan(product) else product
 
 
 def sum_upper(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:

@@ -163,6 +163,15 @@ def gather_nd(a: Attributes) -> Callable[..., Tensor]:
     return lambda x, index: x[index.unbind(-1)]
 
 
+def cast(a: Attributes) -> Callable[..., Tensor]:
+    """To integers and truth values; among floating-point types the identity of the network over the reals."""
+    import onnx.helper
+
+    name = onnx.helper.tensor_dtype_to_np_dtype(a["to"]).name
+    kind = torch.float64 if "float" in name else getattr(torch, name)
+    return lambda x: x.to(kind)
+
+
 def one_hot(a: Attributes) -> Callable[..., Tensor]:
     def apply(indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
         hot = F.one_hot(indices.long() % int(depth.item()), int(depth.item()))
@@ -172,6 +181,7 @@ def one_hot(a: Attributes) -> Callable[..., Tensor]:
 
 
 STRUCTURE: dict[str, Converter] = {
+    "Cast": cast,
     "CastLike": plain(lambda x, like: x.to(like.dtype)),
     "DepthToSpace": depth_to_space,
     "Flatten": flatten,
