@@ -18,7 +18,7 @@ esac
 import contextlib, os, pathlib, sys
 
 import onnxruntime, psutil
-import curvverify.verify.driver
+import curvverify.verification.driver
 
 note = pathlib.Path(sys.argv[1])
 if note.is_file():

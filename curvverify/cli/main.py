@@ -66,7 +66,7 @@ def _global_options(
 
 
 def _share_cores_politely() -> None:
-    """Let idle OpenMP threads sleep: spinning ones make two processes on the same cores up to a hundred times slower."""
+    """Let idle OpenMP threads sleep: spinning ones slow other processes on the same cores down a hundredfold."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, which is later
 
 

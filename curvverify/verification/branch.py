@@ -65,7 +65,7 @@ class Branching:
         while self._queue and not deadline.passed and self.witness is None:
             begun = time.monotonic()
             problems, known = self._split(min(batch, self.batch))
-            checked = self.checker.linear(problems, Effort(1, self.memory, deadline), row_iterations=3, known=known)
+            checked = self.checker.linear(problems, Effort(1, self.memory, deadline), row_iterations=6, known=known)
             self.bounded += len(problems)
             self._record(problems, checked.problems)
             self._push(checked)

@@ -125,12 +125,10 @@ class _RowTable:
         return self.found[key]
 
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Output and input coefficients with their errors; None where all zero."""
+        """Output and input coefficients with their errors; None where all zero.  At least one row, to be gathered."""
         sizes = (self.query.outputs, self.query.inputs, self.query.outputs, self.query.inputs)
-        stacked = [
-            torch.from_numpy(np.stack([r[i] for r in self.rows])) if self.rows else torch.zeros(0, n).double()
-            for i, n in enumerate(sizes)
-        ]
+        rows = self.rows or [tuple(np.zeros(n) for n in sizes)]
+        stacked = [torch.from_numpy(np.stack([r[i] for r in rows])) for i in range(len(sizes))]
         output, *rest = stacked
         inputs, output_error, input_error = (t if bool(t.any()) else None for t in rest)
         return output, inputs, output_error, input_error
