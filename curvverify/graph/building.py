@@ -163,14 +163,16 @@ class Builder:
         """A variable that takes the same value everywhere."""
         return self.affine(self.gather(self.input, torch.full(value.shape, -1.0)), None, value)
 
-    def affine(self, x: Var, factor: Tensor | float | None, shift: Tensor | float | None) -> Var:
-        """factor * x + shift with broadcasting."""
+    def affine(
+        self, x: Var, factor: Tensor | float | None, shift: Tensor | float | None, size: Tensor | None = None
+    ) -> Var:
+        """factor * x + shift with broadcasting; `size` are the absolute terms behind a shift that was rounded."""
         f = None if factor is None else torch.as_tensor(factor, dtype=torch.float64)
         s = None if shift is None else torch.as_tensor(shift, dtype=torch.float64)
         f = None if f is None or bool((f == 1.0).all()) else f
         s = None if s is None or bool((s == 0.0).all()) else s
         x = self.expand(x, broadcast(x.shape, *(torch.as_tensor(c).shape for c in (factor, shift) if c is not None)))
-        return x if f is None and s is None else self.apply(Diagonal(f, s), x)
+        return x if f is None and s is None else self.apply(Diagonal(f, s, None if s is None else size), x)
 
     def sum(self, terms: Sequence[Var], coefficients: Sequence[float] | None = None) -> Var:
         """sum_i coefficient_i x_i with broadcasting."""

@@ -143,7 +143,8 @@ def _moved_down(state: Pass, node: Node, scaling: Node) -> Node | None:
             return constant
         return node.op.forward(constant.expand(scaling.shape).unsqueeze(0)).squeeze(0)
 
-    return replace(scaling, op=Diagonal(forward(scaling.op.factor), forward(scaling.op.shift)), inputs=(place,))
+    moved = Diagonal(forward(scaling.op.factor), forward(scaling.op.shift), forward(scaling.op.size))
+    return replace(scaling, op=moved, inputs=(place,))
 
 
 def _permute(state: Pass, node: Node) -> Node | int | None:
@@ -227,7 +228,14 @@ def _merged(node: Node, op: Diagonal, before: Node) -> Node | None:
         if not bool(((shift - scaled == op.shift) & (shift - op.shift == scaled)).all()):
             return None
     factor = op.factor if first.factor is None else first.factor if op.factor is None else first.factor * op.factor
-    return replace(node, op=Diagonal(factor, shift), inputs=before.inputs)
+    size = _sizes(first.constant_size, op.factor, op.constant_size)
+    return replace(node, op=Diagonal(factor, shift, size), inputs=before.inputs)
+
+
+def _sizes(first: Tensor | None, factor: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """The absolute terms behind factor * c1 + c2, from those behind c1 and c2."""
+    scaled = first if first is None or factor is None else first * factor.abs()
+    return scaled if second is None else second if scaled is None else scaled + second
 
 
 def _moved_up(state: Pass, node: Node, op: Diagonal, before: Node) -> Node | None:
@@ -243,7 +251,7 @@ def _moved_up(state: Pass, node: Node, op: Diagonal, before: Node) -> Node | Non
         assert isinstance(before.op, Reshape | Permute)
         return before.op.adjoint(constant.expand(node.shape).unsqueeze(0))[0].squeeze(0)
 
-    folded = _into(source, Diagonal(back(op.factor), back(op.shift)))
+    folded = _into(source, Diagonal(back(op.factor), back(op.shift), back(op.size)))
     if folded is None:
         return None
     place = state.between(folded, source.inputs, source, source.shape)
@@ -260,9 +268,11 @@ def _into(node: Node, scaling: Diagonal) -> Dense | Convolution | None:
         return None
     bias = op.bias if factor is None or op.bias is None else op.bias * factor
     bias = shift if bias is None else bias if shift is None else bias + shift
+    before = op.constant_size if isinstance(op, Dense) else op.channel_size
+    size = _sizes(before, factor, _largest_per_channel(scaling.constant_size, node.shape, after))
     if factor is None:
-        return replace(op, bias=bias)
-    return replace(op, weight=_scaled(op, factor), bias=bias)
+        return replace(op, bias=bias, size=size)
+    return replace(op, weight=_scaled(op, factor), bias=bias, size=size)
 
 
 def _scaled(op: Dense | Convolution, factor: Tensor) -> Tensor:
@@ -271,6 +281,14 @@ def _scaled(op: Dense | Convolution, factor: Tensor) -> Tensor:
         grouped = op.weight.reshape(op.groups, -1, *op.weight.shape[1:])
         return (grouped * factor.reshape(op.groups, 1, -1, *(1 for _ in op.stride))).reshape(op.weight.shape)
     return op.weight * factor.reshape(-1, *(1 for _ in op.weight.shape[1:]))
+
+
+def _largest_per_channel(size: Tensor | None, shape: Sequence[int], after: int) -> Tensor | None:
+    """A bound per entry as one per channel."""
+    if size is None:
+        return None
+    axis = len(shape) - after - 1
+    return size.expand(tuple(shape)).movedim(axis, 0).reshape(shape[axis], -1).amax(1)
 
 
 def _per_channel(constant: Tensor | None, shape: Sequence[int], after: int) -> Tensor | None:

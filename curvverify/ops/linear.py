@@ -6,6 +6,7 @@ A convolution stays a convolution and a permutation a permutation: no operator h
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
@@ -26,7 +27,17 @@ def _end(op: Linear, *values: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _WithConstants(Linear):
-    """A linear operator whose constants are its tensor fields."""
+    """A linear operator whose constants are its tensor fields.
+
+    A constant c that was itself computed in float64, as folding batch normalisation does, may be off by a few roundings
+    of the terms it was summed from.  `size` bounds the sum of those absolute terms (None: |c|, for an exact c), and
+    takes the place of |c| in every error bound.
+    """
+
+    @property
+    @abstractmethod
+    def constant_size(self) -> Tensor | None:
+        """Upper bound on the absolute terms behind c, broadcastable to S_out; None where c = 0."""
 
     def to(self, dtype: torch.dtype) -> Self:
         constants = {
@@ -39,10 +50,11 @@ class _WithConstants(Linear):
 
 @dataclass(frozen=True, eq=False)
 class Dense(_WithConstants):
-    """y = x W^T + c along the last axis: x (..., n), weight (m, n), bias (m)."""
+    """y = x W^T + c along the last axis: x (..., n), weight (m, n), bias and size (m)."""
 
     weight: Tensor
     bias: Tensor | None = None
+    size: Tensor | None = None
 
     def forward(self, *inputs: Tensor, bias: bool = True) -> Tensor:
         (x,) = inputs
@@ -59,7 +71,11 @@ class Dense(_WithConstants):
 
     def absolute(self, *inputs: Tensor, bias: bool = True) -> Tensor:
         (x,) = inputs
-        return F.linear(x, self.weight.abs(), self.bias.abs() if bias and self.bias is not None else None)
+        return F.linear(x, self.weight.abs(), self.constant_size if bias else None)
+
+    @property
+    def constant_size(self) -> Tensor | None:
+        return self.size if self.size is not None or self.bias is None else self.bias.abs()
 
     @property
     def offset(self) -> Tensor | None:
@@ -91,6 +107,7 @@ class Convolution(_WithConstants):
     spatial_in: tuple[int, ...]
     spatial_out: tuple[int, ...]
     transposed: bool = False
+    size: Tensor | None = None
 
     def _map(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, spatial: tuple[int, ...]
@@ -119,8 +136,18 @@ class Convolution(_WithConstants):
 
     def absolute(self, *inputs: Tensor, bias: bool = True) -> Tensor:
         (x,) = inputs
-        c = self.bias.abs() if bias and self.bias is not None else None
+        c = self.channel_size if bias else None
         return self._map(x, self.weight.abs(), c, self.transposed, self.spatial_out)
+
+    @property
+    def channel_size(self) -> Tensor | None:
+        """`constant_size` with one entry per output channel."""
+        return self.size if self.size is not None or self.bias is None else self.bias.abs()
+
+    @property
+    def constant_size(self) -> Tensor | None:
+        size = self.channel_size
+        return None if size is None else size.reshape(-1, *(1 for _ in self.stride))
 
     @property
     def offset(self) -> Tensor | None:
@@ -137,6 +164,7 @@ class Diagonal(_WithConstants):
 
     factor: Tensor | None = None
     shift: Tensor | None = None
+    size: Tensor | None = None
 
     def forward(self, *inputs: Tensor, bias: bool = True) -> Tensor:
         (x,) = inputs
@@ -159,7 +187,12 @@ class Diagonal(_WithConstants):
     def absolute(self, *inputs: Tensor, bias: bool = True) -> Tensor:
         (x,) = inputs
         y = x if self.factor is None else x * self.factor.abs()
-        return y + self.shift.abs() if bias and self.shift is not None else y
+        size = self.constant_size
+        return y + size if bias and size is not None else y
+
+    @property
+    def constant_size(self) -> Tensor | None:
+        return self.size if self.size is not None or self.shift is None else self.shift.abs()
 
     @property
     def offset(self) -> Tensor | None:

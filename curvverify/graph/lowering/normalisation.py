@@ -201,8 +201,10 @@ def batch_norm(
         raise CannotLower("batch normalisation with parameters that depend on the input")
     factor = (variance.to(torch.float64) + eps).sqrt().reciprocal()
     factor = factor if weight is None else factor * torch.as_tensor(weight)
-    shift = -mean * factor if bias is None else torch.as_tensor(bias) - mean * factor
-    return t.affine(x, torch.as_tensor(_channels(t, factor, x)), torch.as_tensor(_channels(t, shift, x))), None, None
+    offset = torch.zeros_like(factor) if bias is None else torch.as_tensor(bias)
+    shift, size = offset - mean * factor, offset.abs() + (mean * factor).abs()
+    factor, shift, size = (torch.as_tensor(_channels(t, c, x)) for c in (factor, shift, size))
+    return t.affine(x, factor, shift, size), None, None
 
 
 def batch_norm_inference(
