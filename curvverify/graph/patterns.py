@@ -5,9 +5,8 @@ SiLU and hard-swish are recognised for any scale c, because x Phi(a x) = gelu(a 
 the reals is kept exactly, up to the rounding of the constants, also where the file holds sqrt(2) in float32.
 
 Two forms have constants that no scale absorbs: the half in hard-swish, which must be exact, and the cubic coefficient
-in the tanh form of GELU.  The latter is accepted within 1e-6 relative of its value, since exporters write it in
-float32: the operator then differs from the exported network over the reals by about 1e-8, far below what float32
-execution does.  This is the one place where the graph is not exactly the exported network, and it is noted.
+in the tanh form of GELU, which exporters write in float32.  The operator then carries the largest difference between
+the exported function and its own as a `deviation`, which every bound includes.
 """
 
 from __future__ import annotations
@@ -145,12 +144,11 @@ def _gelu_tanh(match: Matcher, x: Line, other: Line) -> Found | None:
     if cubic is None or cubic[0] <= 0.0:
         return None
     s = cubic[0] / math.sqrt(2.0 / math.pi)
-    s = 1.0 if abs(s - 1.0) < CLOSE else s
-    off = max(abs(s * math.sqrt(2.0 / math.pi) / cubic[0] - 1.0), abs(cubic[1] / (cubic[0] * s * s * 0.044715) - 1.0))
+    off = abs(cubic[1] / (cubic[0] * s * s * GeluTanh.CUBIC) - 1.0)
     if off > CLOSE:
         return None
-    note = f"constants of the tanh form of GELU, off by {off:.1g} relative, are taken as exact" if off > 1e-15 else ""
-    return Found(GeluTanh(), s, 2.0 * x.scale * other.scale / s, note)
+    note = f"the cubic coefficient of GELU's tanh form is off by {off:.1g} relative: the bounds include the difference"
+    return Found(GeluTanh(GeluTanh.deviation_of(off + 1e-14)), s, 2.0 * x.scale * other.scale / s, note)
 
 
 def _cubic(match: Matcher, place: int, x: int) -> tuple[float, float] | None:

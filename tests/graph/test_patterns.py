@@ -13,6 +13,8 @@ from onnx import ModelProto, NodeProto, helper
 from curvverify.graph import load
 from curvverify.graph.building import Builder
 from curvverify.graph.loading import finished
+from curvverify.ops.elementwise.gelu import GeluTanh
+from curvverify.types import Interval
 from tests.graph.onnx_models import array, floats, network
 
 ROOT2 = floats(math.sqrt(2.0))[0]
@@ -113,7 +115,26 @@ def test_gelu_is_one_operator(form: str) -> None:
 def test_tanh_form_of_gelu_is_one_operator(form: str) -> None:
     model = behind_a_layer(TANH_NODES[form])
     assert nonlinear(model) == ["GeluTanh"]
-    assert "taken as exact" in load(model).notes[0]
+    assert "include the difference" in load(model).notes[0]
+
+
+def test_tanh_form_of_gelu_covers_its_rounded_coefficient() -> None:
+    """The function as exported, with a float32 coefficient, stays inside the bounds of the operator."""
+    (op,) = (n.op for n in load(behind_a_layer(TANH_NODES["power"])).graph if isinstance(n.op, GeluTanh))
+    assert 0.0 < op.deviation < 1e-7
+    z = torch.linspace(-6.0, 6.0, 20001, dtype=torch.float64)
+    for cubic in (GeluTanh.CUBIC, float(torch.tensor(GeluTanh.CUBIC))):
+        exported = 0.5 * z * (1.0 + torch.tanh((2.0 / torch.pi) ** 0.5 * (z + cubic * z**3)))
+        assert float((exported - op.forward(z)).abs().max()) <= op.deviation
+    box = Interval(z[:-1].unsqueeze(0), z[1:].unsqueeze(0))
+    bounds = op.interval(box)
+    assert bool((bounds.lower[0] <= exported[:-1]).all())
+    assert bool((bounds.upper[0] >= exported[:-1]).all())
+    point = z[:-1].reshape(1, 1, -1)
+    for below in (True, False):
+        lines = op.envelope(box).lines(point, torch.full_like(point, below, dtype=torch.bool), 0.0)
+        at = (lines.slope * point + lines.intercept).flatten() - exported[:-1]
+        assert bool((at <= 0.0).all() if below else (at >= 0.0).all())
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from curvverify.ops.elementwise.accuracy import RELATIVE_ERROR
 from curvverify.ops.elementwise.facts import Facts
 from curvverify.ops.elementwise.smooth import Smooth
 
@@ -48,7 +50,23 @@ def _density(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GeluTanh(Smooth):
-    """z (1 + tanh(y / 2)) / 2 = z sigmoid(y) with y = 2 sqrt(2 / pi) (z + 0.044715 z^3)."""
+    """z (1 + tanh(y / 2)) / 2 = z sigmoid(y) with y = 2 sqrt(2 / pi) (z + 0.044715 z^3), up to +-`deviation`.
+
+    The bounds hold for every function within `deviation` of it: for one with a slightly different cubic coefficient.
+    """
+
+    deviation: float = 0.0
+
+    CUBIC: ClassVar[float] = 0.044715
+
+    @staticmethod
+    def deviation_of(relative: float) -> float:
+        """Upper bound on the change of the function when 0.044715 changes by a small relative amount.
+
+        Sound because: y changes by at most relative 2 sqrt(2 / pi) 0.044715 |z|^3, and z sigmoid(y) by |z| times that
+        times sigmoid' <= exp(-|y|) <= exp(-1.595 |z|); |z|^4 exp(-1.595 |z|) <= 0.73, and 0.73 * 0.0714 < 0.06.
+        """
+        return 0.06 * relative
 
     @property
     def facts(self) -> Facts:
@@ -56,8 +74,8 @@ class GeluTanh(Smooth):
             inflections=(-1.418504008790828355548, 1.418504008790828355548),
             convex_first=False,
             limits=(0.0, math.inf),
-            minimum=(-0.7524614220710162584879544, -0.1700407505712540506390674),
-            value_scale=1.0,
+            minimum=(-0.7524614220710162584879544, -0.1700407505712540506390674 - 1.01 * self.deviation),
+            value_scale=1.0 + 1.01 * self.deviation / RELATIVE_ERROR,
             slope_scale=1.0,
         )
 
@@ -69,9 +87,7 @@ class GeluTanh(Smooth):
         return self.value_and_slope(z)[1]
 
     def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        near = z.clamp(
-            -20.0, 20.0
-        )  # beyond, sigmoid is 0 or 1 to 250 decimals, and its slope times y' must not be 0 inf
+        near = z.clamp(-20.0, 20.0)  # beyond, sigmoid is 0 or 1 to 250 decimals; its slope times y' must not be 0 inf
         y = _argument(near)
         e = y.abs().neg().exp()
         gate = y.sigmoid()
@@ -80,7 +96,7 @@ class GeluTanh(Smooth):
 
 
 _ROOT = 2.0 * math.sqrt(2.0 / math.pi)
-_CUBIC = 0.044715
+_CUBIC = GeluTanh.CUBIC
 
 
 def _argument(z: Tensor) -> Tensor:
