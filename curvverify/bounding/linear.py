@@ -7,7 +7,7 @@ backward pass (gradient A at the input, a valid bound), the box corner x* minimi
 through the same lines, towards which Z moves by a step of 2 / (t + 3).  No automatic differentiation is involved, and
 every iterate is a valid bound.
 
-Source: DESIGN.md section 4(b); the backward pass is that of CROWN (Zhang et al., NeurIPS 2018).
+Source: the backward pass is that of CROWN (Zhang et al., NeurIPS 2018), the step Frank and Wolfe (1956).
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from curvverify.bounding.interval import node_image
+from curvverify.bounding.relaxation import Relaxation
+from curvverify.bounding.substitution import Rows, Substitution
 from curvverify.graph.layers import Graph
-from curvverify.numerics.rounding import TINY, gamma
-from curvverify.ops.base import Elementwise, Envelope, Linear, Lines
+from curvverify.ops.base import Elementwise, Linear
 from curvverify.ops.linear import Convolution, Dense, Diagonal, Permute, Reshape
-from curvverify.ops.product import Planes, Product
 from curvverify.types import Deadline, Interval
 
 SMOOTHING = (0.0, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
@@ -32,30 +31,9 @@ SMOOTHING = (0.0, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
 PIECE = 0.25
 """GiB of rows that go through at once: more is no faster, and the deadline is polled between pieces."""
 
-SATURATION = 1e-4
-"""Entries whose image is narrower than this are bounded by constants, which makes later products sparse."""
-
 
 PRODUCT_GAP = 1e-6
 """Products whose planes are this close to each other (relative) need no better bounds on their factors."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """R linear functions of a node's value for each of B boxes: coefficients (B, R, *S), B = 1 where shared.
-
-    `input` (B or 1, R, *S_in) adds a linear function of the network's input.
-    """
-
-    coefficients: Tensor
-    input: Tensor | None = None
-
-    @property
-    def count(self) -> int:
-        return self.coefficients.shape[1]
-
-    def __getitem__(self, rows: slice | Tensor) -> Rows:
-        return Rows(self.coefficients[:, rows], None if self.input is None else self.input[:, rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,245 +58,6 @@ class Effort:
     memory: float = 8.0
     """GiB that the tensors of one pass may take; rows are cut into pieces that fit."""
     deadline: Deadline = field(default_factory=Deadline.never)
-
-
-@dataclass(eq=False)
-class Relaxation:
-    """A network over B input boxes: bounds of every node, and the envelopes of the nonlinear ones.
-
-    Nodes are added in topological order.  All bounds are float64; a float32 copy of an envelope is made when a search
-    asks for it.
-    """
-
-    graph: Graph
-    """In float64."""
-    box: Interval
-    """B input boxes, (B, *S_in) in float64."""
-    intervals: list[Interval] = field(default_factory=list)
-    magnitudes: list[Tensor] = field(default_factory=list)
-    """Upper bounds on the sums of absolute terms that every node's value is made of: what rounding errs relative to."""
-    saturation: float = SATURATION
-    _envelopes: dict[tuple[int, torch.dtype], Envelope] = field(default_factory=dict)
-    _finite: dict[int, bool] = field(default_factory=dict)
-
-    def append(self, known: Interval | None) -> None:
-        """Bound the next node from its inputs' bounds; `known` bounds are intersected."""
-        position = len(self.intervals)
-        if position == 0:
-            image, magnitude = self.box, self.box.magnitude
-        else:
-            node = self.graph.nodes[position]
-            inputs = [self.intervals[i] for i in node.inputs]
-            image = node_image(node, inputs)
-            magnitude = node.op.magnitude(*inputs) if isinstance(node.op, Linear) else image.magnitude
-        if known is not None:
-            image = consistent(image.intersect(known), image)
-        self.intervals.append(image)
-        self.magnitudes.append(magnitude)
-
-    def tighten(self, position: int, bounds: Interval) -> None:
-        """Intersect a node's bounds, before any envelope has been built on them."""
-        old = self.intervals[position]
-        self.intervals[position] = consistent(old.intersect(bounds), old)
-
-    def envelope(self, position: int, dtype: torch.dtype) -> Envelope:
-        """Supporting lines of an elementwise node over its input's bounds."""
-        if (position, dtype) not in self._envelopes:
-            if dtype == torch.float64:
-                node = self.graph.nodes[position]
-                assert isinstance(node.op, Elementwise)
-                built = node.op.envelope(self.intervals[node.inputs[0]], saturation=self.saturation)
-            else:
-                built = self.envelope(position, torch.float64).to(dtype)
-            self._envelopes[position, dtype] = built
-        return self._envelopes[position, dtype]
-
-    def finite(self, position: int) -> bool:
-        """Whether a node's bounds are all finite."""
-        if position not in self._finite:
-            x = self.intervals[position]
-            self._finite[position] = bool(x.lower.isfinite().all() and x.upper.isfinite().all())
-        return self._finite[position]
-
-    def select(self, boxes: Tensor) -> Relaxation:
-        """The same for some of the boxes."""
-        return Relaxation(
-            self.graph,
-            self.box[boxes],
-            [x[boxes] for x in self.intervals],
-            [m[boxes] for m in self.magnitudes],
-            self.saturation,
-        )
-
-
-def consistent(tightened: Interval, fallback: Interval) -> Interval:
-    """The tightened bounds, except where rounding has crossed them: there the wider ones."""
-    crossed = ~(tightened.lower <= tightened.upper)
-    if not bool(crossed.any()):
-        return tightened
-    return Interval(
-        torch.where(crossed, fallback.lower, tightened.lower), torch.where(crossed, fallback.upper, tightened.upper)
-    )
-
-
-@dataclass(eq=False)
-class _Trace:
-    """What one backward pass leaves behind for the forward pass: the lines of every nonlinear node."""
-
-    slope: Tensor
-    """(B, R, *S_in): the row's linear form at the input."""
-    lower: Tensor
-    """(B, R): the bound; rigorous where the pass was."""
-    lines: dict[int, Lines | Planes]
-
-
-class Substitution:
-    """Backward and forward passes for R rows of one node over the relaxation's B boxes, in one dtype."""
-
-    def __init__(self, relaxation: Relaxation, node: int, rows: Rows, dtype: torch.dtype):
-        self.relaxation, self.node, self.dtype = relaxation, node, dtype
-        self.graph = relaxation.graph.to(dtype)
-        self.boxes = relaxation.box.lower.shape[0]
-        self.rows = Rows(rows.coefficients.to(dtype), None if rows.input is None else rows.input.to(dtype))
-        self.order = relaxation.graph.ancestors[node]
-        self.points: dict[int, tuple[Tensor, ...]] = {}
-
-    def _interval(self, position: int) -> Interval:
-        x = self.relaxation.intervals[position]
-        return x if self.dtype == torch.float64 else x.to(self.dtype)
-
-    def _point(self, position: int, slot: int, shape: torch.Size) -> Tensor:
-        """The supporting point at an input of a nonlinear node; the interval's midpoint at first."""
-        if position in self.points:
-            return self.points[position][slot]
-        x = self._interval(self.graph.nodes[position].inputs[slot])
-        return (0.5 * (x.lower + x.upper)).nan_to_num_(0.0, 0.0, 0.0).unsqueeze(1).expand(shape)
-
-    def _lines(self, position: int, row: Tensor, smoothing: float) -> Lines | Planes:
-        node = self.graph.nodes[position]
-        if isinstance(node.op, Product):
-            u, v = (self._interval(i) for i in node.inputs)
-            points = self._point(position, 0, row.shape), self._point(position, 1, row.shape)
-            return node.op.planes(u, v, *points, row > 0)
-        envelope = self.relaxation.envelope(position, self.dtype)
-        return envelope.lines(self._point(position, 0, row.shape), row > 0, smoothing)
-
-    def backward(self, smoothing: float, rigorous: bool) -> _Trace:
-        """Substitute from the node back to the input with lines at the current points.
-
-        Where `rigorous`, the bound is lowered by what float64 evaluation may have lost.  Sound because: an error E in
-        a coefficient of node k's value moves the row by at most E |v_k|; one step of substitution through L errs by
-        at most gamma_n |A| |L| in the coefficients and gamma_n |A| |c| in the constant, hence in total by gamma_n
-        |A| (|L| |v| + |c|) = gamma_n |A| magnitude_k, with n counting every sum the step takes part in.
-        """
-        graph, order = self.graph, self.order
-        first = self.rows.coefficients
-        coefficients: dict[int, Tensor] = {self.node: first.expand(self.boxes, *first.shape[1:])}
-        constant = torch.zeros(self.boxes, self.rows.count, dtype=self.dtype)
-        slack = torch.zeros_like(constant)
-        lines: dict[int, Lines | Planes] = {}
-        for position in reversed(order[1:]):
-            row = coefficients.pop(position, None)
-            if row is None:
-                continue
-            node = graph.nodes[position]
-            if isinstance(node.op, Linear):
-                found = self._through_linear(position, row)
-                if node.op.offset is not None:
-                    constant = constant + (row * node.op.offset).flatten(2).sum(-1)
-                if rigorous:
-                    steps = node.op.terms + node.size + 2 * len(order) + 16
-                    slack = slack + gamma(steps) * _weighted(row, self.relaxation.magnitudes[position])
-            else:
-                line = lines[position] = self._lines(position, row, smoothing)
-                found = self._through_lines(line, row)
-                term = row * line.intercept
-                if not all(self.relaxation.finite(i) for i in node.inputs):
-                    term = torch.where(row == 0, 0.0, term)
-                constant = constant + term.flatten(2).sum(-1)
-                if rigorous:
-                    slack = slack + gamma(node.size + 2 * len(order) + 16) * self._line_terms(node.inputs, line, row)
-            for i, a in zip(node.inputs, found, strict=True):
-                coefficients[i] = coefficients[i] + a if i in coefficients else a
-        slope = coefficients.pop(0, None)
-        shape = (self.boxes, self.rows.count, *graph.input_shape)
-        slope = torch.zeros(shape, dtype=self.dtype) if slope is None else slope
-        if self.rows.input is not None:
-            slope = slope + self.rows.input
-        return _Trace(slope, self._concretise(slope, constant, slack, rigorous), lines)
-
-    def _through_linear(self, position: int, row: Tensor) -> tuple[Tensor, ...]:
-        op = self.graph.nodes[position].op
-        assert isinstance(op, Linear)
-        flat = op.adjoint(row.reshape(-1, *row.shape[2:]))
-        return tuple(a.reshape(*row.shape[:2], *a.shape[1:]) for a in flat)
-
-    @staticmethod
-    def _through_lines(line: Lines | Planes, row: Tensor) -> tuple[Tensor, ...]:
-        if isinstance(line, Planes):
-            return row * line.slope_u, row * line.slope_v
-        return (row * line.slope,)
-
-    def _line_terms(self, inputs: tuple[int, ...], line: Lines | Planes, row: Tensor) -> Tensor:
-        """Upper bound (B, R) on the absolute terms that substituting the lines adds up."""
-        found = self._through_lines(line, row)
-        total = (row * line.intercept).abs().flatten(2).sum(-1)
-        for i, a in zip(inputs, found, strict=True):
-            total = total + _weighted(a, self.relaxation.intervals[i].magnitude)
-        return total.nan_to_num(nan=torch.inf)
-
-    def _concretise(self, slope: Tensor, constant: Tensor, slack: Tensor, rigorous: bool) -> Tensor:
-        """min over the box of slope.x + constant, less the slack."""
-        box = self._interval(0)
-        centre, radius = (0.5 * (box.lower + box.upper)).unsqueeze(1), (0.5 * (box.upper - box.lower)).unsqueeze(1)
-        value = (slope * centre - slope.abs() * radius).flatten(2).sum(-1) + constant
-        if rigorous:
-            n = self.graph.nodes[0].size + 2 * len(self.order) + 16
-            slack = slack + gamma(n) * (_weighted(slope, self.relaxation.box.magnitude) + constant.abs())
-            value = value - (1.01 * slack + TINY)
-        return value.nan_to_num(nan=-torch.inf)
-
-    def forward(self, trace: _Trace, step: float) -> None:
-        """Move the points towards where the relaxed network takes its minimum over the box."""
-        box = self._interval(0)
-        lower, upper = box.lower.unsqueeze(1), box.upper.unsqueeze(1)
-        values: dict[int, Tensor] = {0: torch.where(trace.slope > 0, lower, upper)}
-        for position in self.order[1:]:
-            node = self.graph.nodes[position]
-            if not all(i in values for i in node.inputs):
-                continue
-            inputs = [values[i] for i in node.inputs]
-            if isinstance(node.op, Linear):
-                flat = node.op.forward(*(x.reshape(-1, *x.shape[2:]) for x in inputs))
-                values[position] = flat.reshape(*inputs[0].shape[:2], *flat.shape[1:])
-            elif position in trace.lines:
-                values[position] = self._move(position, inputs, trace.lines[position], step)
-
-    def _move(self, position: int, inputs: list[Tensor], line: Lines | Planes, step: float) -> Tensor:
-        node = self.graph.nodes[position]
-        moved = []
-        for slot, (i, x) in enumerate(zip(node.inputs, inputs, strict=True)):
-            bounds = self._interval(i)
-            z = torch.minimum(torch.maximum(x, bounds.lower.unsqueeze(1)), bounds.upper.unsqueeze(1))
-            if not self.relaxation.finite(i):
-                z = z.nan_to_num(0.0, 0.0, 0.0)
-            if position in self.points:
-                z = torch.lerp(self.points[position][slot], z, step)
-            moved.append(z)
-        self.points[position] = tuple(moved)
-        if isinstance(line, Planes):
-            value = line.slope_u * moved[0] + line.slope_v * moved[1] + line.intercept
-        else:
-            value = torch.addcmul(line.intercept, line.slope, moved[0])
-        return value if all(self.relaxation.finite(i) for i in node.inputs) else value.nan_to_num(0.0, 0.0, 0.0)
-
-
-def _weighted(row: Tensor, magnitude: Tensor) -> Tensor:
-    """sum |row| magnitude over the entries: (B, R, *S) and (B, *S) -> (B, R); 0 * inf counts as 0."""
-    terms = row.abs() * magnitude.unsqueeze(1)
-    if bool(magnitude.isinf().any()):
-        terms = torch.where(row == 0, 0.0, terms)
-    return terms.flatten(2).sum(-1)
 
 
 def row_bounds(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) -> RowBounds:

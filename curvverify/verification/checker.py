@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.interval import interval_bounds
-from curvverify.bounding.linear import Effort, Relaxation, RowBounds, linear_bounds, optimised_row_bounds
+from curvverify.bounding.linear import Effort, RowBounds, linear_bounds, optimised_row_bounds
+from curvverify.bounding.relaxation import Relaxation
 from curvverify.graph.layers import Graph
 from curvverify.numerics.rounding import TINY, gamma
 from curvverify.types import Interval

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.interval import interval_bounds
-from curvverify.bounding.linear import SATURATION, Effort, entry_bounds, linear_bounds
+from curvverify.bounding.linear import Effort, entry_bounds, linear_bounds
+from curvverify.bounding.relaxation import SATURATION
 from curvverify.errors import UsageError
 from curvverify.graph import LoadedModel, load
 from curvverify.graph.layers import Node

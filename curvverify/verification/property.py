@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curvverify.bounding.linear import Rows
+from curvverify.bounding.substitution import Rows
 from curvverify.spec.query import Polytope, Query
 from curvverify.types import Interval
 

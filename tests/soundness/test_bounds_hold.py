@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from curvverify.bounding.interval import interval_bounds
-from curvverify.bounding.linear import Effort, Rows, entry_bounds, linear_bounds, optimised_row_bounds, row_bounds
+from curvverify.bounding.linear import Effort, entry_bounds, linear_bounds, optimised_row_bounds, row_bounds
+from curvverify.bounding.substitution import Rows
 from curvverify.ops.base import Op
 from curvverify.types import Interval
 from tests.soundness.attack import points, worst_violation

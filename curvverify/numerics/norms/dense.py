@@ -184,7 +184,7 @@ def hadamard_gram_norm_upper(G: Tensor, W: Tensor) -> Tensor:
     """Upper bound on sqrt(lambda_max((G^T G) o (W W^T))), o the elementwise product; G (..., m, h), W (..., h, n).
 
     This is the norm of the matrix A with columns g_i (x) w_i; the curvature constant of G sigma(W x) is at most
-    sup|sigma''| ||A|| ||W|| (DESIGN.md section 2).
+    sup|sigma''| ||A|| ||W||.
     Sound because: with column norms g_i of G and row norms w_i of W, |fl - exact| of entry (i, j) is at most
     gamma(m + n) (|G|^T |G|)_ij (|W| |W|^T)_ij <= gamma g_i g_j w_i w_j, a matrix of norm sum_i g_i^2 w_i^2 gamma.
     """
