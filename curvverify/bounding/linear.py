@@ -116,13 +116,13 @@ def _step(t: int) -> float:
     return 2.0 / (t + 3)
 
 
-def _pieces(relaxation: Relaxation, node: int, rows: int, memory: float) -> list[slice]:
-    """Consecutive ranges of rows whose passes fit into the memory, in GiB."""
+def _pieces(relaxation: Relaxation, node: int, rows: int, memory: float, together: int = 1) -> list[slice]:
+    """Consecutive ranges of rows, multiples of `together` long, whose passes fit into the memory (GiB)."""
     graph = relaxation.graph
     sizes = [graph.nodes[i].size for i in graph.ancestors[node]]
     stored = sum(graph.nodes[i].size for i in graph.ancestors[node] if graph.nodes[i].nonlinear)
     per_row = 8 * relaxation.box.lower.shape[0] * (4 * stored + 6 * max(sizes) + 2 * sizes[0])
-    count = max(1, int(min(memory, PIECE) * 2**30 / per_row))
+    count = together * max(1, int(min(memory, PIECE) * 2**30 / (per_row * together)))
     return [slice(i, min(i + count, rows)) for i in range(0, rows, count)]
 
 
@@ -153,9 +153,8 @@ def entry_bounds(relaxation: Relaxation, node: int, entries: Tensor, effort: Eff
         effort = replace(effort, iterations=1)  # affine in the input: the first pass is exact
     chosen, present = _packed(entries.flatten(1))
     lower, upper = old.lower.flatten(1).clone(), old.upper.flatten(1).clone()
-    for piece in _pieces(relaxation, node, 2 * chosen.shape[1], effort.memory):
-        index = chosen[:, (piece.start + 1) // 2 : (piece.stop + 1) // 2]
-        here = present[:, (piece.start + 1) // 2 : (piece.stop + 1) // 2]
+    for piece in _pieces(relaxation, node, 2 * chosen.shape[1], effort.memory, together=2):
+        index, here = chosen[:, piece.start // 2 : piece.stop // 2], present[:, piece.start // 2 : piece.stop // 2]
         rows = torch.zeros(*index.shape, lower.shape[1], dtype=torch.float64)
         rows.scatter_(2, index.unsqueeze(2), here.double().unsqueeze(2))
         both = Rows(torch.cat([rows, -rows], 1).reshape(len(index), -1, *shape))

@@ -150,6 +150,10 @@ class Elementwise(Op):
         their zero column can be skipped.
         """
 
+    def cut(self, x: Interval) -> Tensor:
+        """Where to cut the interval (B, *S) in two so that the lines on both parts gain: the middle, or a kink."""
+        return 0.5 * (x.lower + x.upper)
+
     def curved(self, x: Interval, saturation: float = 0.0) -> Tensor:
         """Entries (B, *S) whose interval matters: those where sigma is neither affine nor constant to `saturation`."""
         return ~(self.interval(x).width <= saturation)

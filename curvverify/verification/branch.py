@@ -1,4 +1,4 @@
-"""Branch and bound by splitting the input box: batched, most open subproblem first."""
+"""Branch and bound: batched, most open subproblem first; `splits` says where to split."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.result import Witness
+from curvverify.verification.splits import Cut, Open, input_cuts, neuron_cuts
 from curvverify.verification.state import Subproblems, concatenate
 
 ATTACK_EVERY = 0.5
@@ -25,15 +26,6 @@ MIN_WIDTH = 1e-9
 """Relative to the query's box: coordinates narrower than this are not split any further."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Open:
-    """One open subproblem: what is known of its nodes, and how much splitting each input coordinate promises."""
-
-    problem: Subproblems
-    known: dict[int, Interval]
-    scores: Tensor
-
-
 @dataclass(eq=False)
 class Branching:
     """The queue of open subproblems and what became of the others."""
@@ -41,12 +33,16 @@ class Branching:
     checker: Checker
     falsifier: Falsifier
     memory: float
+    """GiB for one computation, and for the queue."""
     batch: int
+    by_input: bool = True
+    """Whether to split input coordinates, which pays for few of them, or the arguments of elementwise functions."""
     progress: Callable[[str], None] = lambda line: None
     bounded: int = 0
     """Subproblems bounded so far."""
     witness: Witness | None = None
-    _queue: list[tuple[float, int, _Open]] = field(default_factory=list)
+    _bytes: int = 0
+    _queue: list[tuple[float, int, Open]] = field(default_factory=list)
     _count: itertools.count[int] = field(default_factory=itertools.count)
 
     def run(self, roots: list[Checked], deadline: Deadline) -> None:
@@ -61,8 +57,8 @@ class Branching:
         for root in roots:
             self._push(root)
         reported = attacked = time.monotonic()
-        batch = 16
-        while self._queue and not deadline.passed and self.witness is None:
+        batch = 16 if self.by_input else 4
+        while self._queue and not deadline.passed and self.witness is None and self._bytes < self.memory * 2**30:
             begun = time.monotonic()
             problems, known = self._split(min(batch, self.batch))
             checked = self.checker.linear(problems, Effort(1, self.memory, deadline), row_iterations=6, known=known)
@@ -106,46 +102,37 @@ class Branching:
         self._settled.scatter_reduce_(0, index, best, "amin")
 
     def _push(self, checked: Checked) -> None:
-        """Queue what is still open."""
+        """Queue what is still open, with the place to split it."""
         problems, relaxation = checked.problems, checked.relaxation
-        wanted = () if relaxation is None else self.checker.graph.bounded
-        for b in problems.unsettled.tolist():
-            one = problems[b : b + 1]
-            known = {i: relaxation.intervals[i][b : b + 1] for i in wanted} if relaxation is not None else {}
-            entry = _Open(one, known, self._scores(checked, b))
-            heapq.heappush(self._queue, (float(one.margin_lower[0]), next(self._count), entry))
-
-    def _scores(self, checked: Checked, b: int) -> Tensor:
-        """How much every input coordinate (n,) matters to the open disjuncts: |linear form| times width."""
-        box = checked.problems.box
-        width = box.upper[b] - box.lower[b]
-        width = torch.where(width > self._smallest, width, 0.0)
-        if checked.bounds is None:
-            return width
-        group, still = checked.problems.group[b], checked.problems.open[b]
-        wanted = self.checker.property.rows[group][still].flatten()
-        chosen = torch.isin(checked.rows, wanted)
-        slope = checked.bounds.slope[b, chosen].flatten(1).abs()
-        return (slope.sum(0) + 1e-3 * slope.mean() + 1e-30) * width
+        boxes = problems.unsettled
+        if not boxes.numel():
+            return
+        assert relaxation is not None
+        cuts: list[Cut | None] = [None] * len(boxes)
+        if not self.by_input:
+            cuts = neuron_cuts(self.checker, checked, boxes)
+        if None in cuts:  # nothing is left to split but the input
+            inputs = input_cuts(self.checker, checked, boxes, self._smallest)
+            cuts = [i if c is None else c for c, i in zip(cuts, inputs, strict=True)]
+        for b, cut in zip(boxes.tolist(), cuts, strict=True):
+            assert cut is not None
+            known = {i: relaxation.intervals[i][b : b + 1] for i in self.checker.graph.bounded}
+            entry = Open(problems[b : b + 1], known, cut)
+            self._bytes += entry.bytes
+            heapq.heappush(self._queue, (float(entry.problem.margin_lower[0]), next(self._count), entry))
 
     def _split(self, count: int) -> tuple[Subproblems, dict[int, Interval]]:
-        """Both halves of the most open subproblems, cut at the middle of their best coordinate."""
-        parts: list[Subproblems] = []
-        known: list[dict[int, Interval]] = []
+        """Both halves of the most open subproblems, with what is known of their nodes."""
+        parts: list[tuple[Subproblems, dict[int, Interval]]] = []
         for _ in range(min(count, len(self._queue))):
             entry = heapq.heappop(self._queue)[2]
-            one, i = entry.problem, int(entry.scores.argmax())
-            middle = 0.5 * (one.box.lower[0, i] + one.box.upper[0, i])
-            left, right = one.box.upper.clone(), one.box.lower.clone()
-            left[0, i] = right[0, i] = middle
-            for lower, upper in ((one.box.lower, left), (right, one.box.upper)):
-                parts.append(Subproblems(Interval(lower, upper), one.group, one.open, one.margins))
-                known.append(entry.known)
-        shared = set.intersection(*(set(k) for k in known))
+            self._bytes -= entry.bytes
+            parts += entry.halves()
         stacked = {
-            i: Interval(torch.cat([k[i].lower for k in known]), torch.cat([k[i].upper for k in known])) for i in shared
+            i: Interval(torch.cat([k[i].lower for _, k in parts]), torch.cat([k[i].upper for _, k in parts]))
+            for i in self.checker.graph.bounded
         }
-        return concatenate(parts), stacked
+        return concatenate([problem for problem, _ in parts]), stacked
 
 
 def attack_minima(checked: Checked, falsifier: Falsifier, deadline: Deadline, most: int = 512) -> Witness | None:

@@ -124,7 +124,7 @@ class _Run:
         roots, problems, witness = self._linear(problems)
         if witness is None and problems.open.any() and not self.deadline.passed:
             witness = self._burst(problems, "falsify again", self.options.attack_rounds)
-        if witness is None and problems.open.any() and self._branching_pays(problems) and not self.deadline.passed:
+        if witness is None and problems.open.any() and self.options.branch and not self.deadline.passed:
             problems, witness = self._branch(problems, roots)
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
@@ -182,26 +182,20 @@ class _Run:
         known = dict(enumerate(root.relaxation.intervals))
         return self.checker.linear(root.problems, effort, rows, known)
 
-    def _branching_pays(self, problems: Subproblems) -> bool:
-        index = problems.unsettled
-        free = int((problems.box.upper[index] > problems.box.lower[index] + 1e-7).sum(1).max())
-        if not self.options.branch:
-            return False
-        if free > self.options.branch_inputs:
-            limit = self.options.branch_inputs
-            self.notes.append(f"{free} free inputs: splitting them was not tried (branch_inputs = {limit})")
-            return False
-        return True
-
     def _branch(self, problems: Subproblems, roots: list[Checked]) -> tuple[Subproblems, Witness | None]:
         """Split the roots' boxes; the root problems with what the branches proved of them."""
         begun, before = time.monotonic(), int(problems.open.sum())
         options = self.options
-        branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, self.progress)
+        free = max(int((root.problems.box.width > 1e-7).sum(1).max()) for root in roots)
+        by_input = free <= options.branch_inputs
+        branching = Branching(
+            self.checker, self.falsifier, options.memory, options.branch_batch, by_input, self.progress
+        )
         branching.run(roots, self.deadline)
         self.bounded = branching.bounded
         problems = problems.branched(branching.leaf_margins, branching.open_disjuncts)
-        self._account("branch", begun, before, problems, f"{branching.bounded} subproblems")
+        what = "inputs" if by_input else "neurons"
+        self._account("branch", begun, before, problems, f"{branching.bounded} subproblems, splitting {what}")
         return problems, branching.witness
 
     def _pieces(self, boxes: int, copies: float) -> list[slice]:

@@ -24,6 +24,6 @@ class Options:
     attack_starts: int = option(32, "random starts per burst and disjunct, beside the centre and corners")
     refine_iterations: int = option(8, "most Frank-Wolfe iterations for intermediate nodes (1, 3, then these)")
     property_iterations: int = option(6, "Frank-Wolfe iterations for the rows of the property, at least")
-    branch: bool = option(True, "split the input box of what stays open")
-    branch_inputs: int = option(64, "largest number of free inputs for which splitting them is tried")
+    branch: bool = option(True, "split what stays open")
+    branch_inputs: int = option(64, "most free inputs for which the input is split; above, activations are")
     branch_batch: int = option(256, "largest number of subproblems bounded at once")

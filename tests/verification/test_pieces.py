@@ -19,6 +19,7 @@ from curvverify.verification.branch import Branching, attack_minima
 from curvverify.verification.checker import Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.property import compile_query
+from curvverify.verification.splits import Open, neuron_cuts
 from curvverify.verification.state import Subproblems, concatenate
 
 
@@ -101,6 +102,29 @@ def test_children_cover_the_parent_and_inherit(model) -> None:
             value = model.graph.values(x[child].reshape(-1, 1, 2))[node]
             assert bool((value >= bounds.lower[child] - 1e-12).all())
             assert bool((value <= bounds.upper[child] + 1e-12).all())
+
+
+def test_halves_of_a_neuron_cut_cover_the_whole(model) -> None:
+    """Every sampled point falls into one half, and the bounds of that half hold for it."""
+    query = declared(2, 3, *BOX, "(<= Y_0 -50.0)")
+    prop = compile_query(query)
+    checker = Checker(model.graph, prop)
+    root = checker.linear(Subproblems.of(prop), Effort(1), 1)
+    stuck = Subproblems(root.problems.box, root.problems.group, prop.present.clone(), root.problems.margins - 1e6)
+    opened = type(root)(stuck, root.rows, root.bounds, root.relaxation)
+    (cut,) = neuron_cuts(checker, opened, torch.tensor([0]))
+    assert cut is not None
+    assert cut.node in model.graph.bounded
+    known = {i: root.relaxation.intervals[i] for i in model.graph.bounded}  # type: ignore[union-attr]
+    halves = Open(stuck, known, cut).halves()
+    x = 2.0 * torch.rand(500, 1, 2, dtype=torch.float64) - 1.0
+    values = model.graph.values(x)
+    at = values[cut.node].flatten(1)[:, cut.entry]
+    for (problem, half), inside in zip(halves, (at <= cut.at, at >= cut.at), strict=True):
+        bounds = checker.linear(problem, Effort(2), 2, known=half).relaxation.intervals  # type: ignore[union-attr]
+        for value, bound in zip(values, bounds, strict=True):
+            assert bool((value[inside] >= bound.lower - 1e-12).all())
+            assert bool((value[inside] <= bound.upper + 1e-12).all())
 
 
 def test_a_witness_lies_in_the_strict_box(model) -> None:

@@ -85,9 +85,10 @@ def test_no_branching_leaves_unknown() -> None:
     assert result.margin_lower <= 0.0
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_random_networks_against_dense_samples(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "by_input"), [*((seed, True) for seed in range(6)), (0, False), (5, False)])
+def test_random_networks_against_dense_samples(seed: int, by_input: bool) -> None:
     """On two inputs dense samples know the answer: thresholds on either side of the true minimum are told apart."""
+    options = QUICK if by_input else Options(timeout=20.0, attack_rounds=2, threads=1, branch_inputs=0)
     torch.manual_seed(seed)
     activation = [nn.ReLU(), nn.Sigmoid(), nn.Softplus(), nn.GELU(), nn.SiLU(), nn.LeakyReLU(0.1)][seed]
     module = nn.Sequential(nn.Linear(2, 10), activation, nn.Linear(10, 8), activation, nn.Linear(8, 2))
@@ -97,9 +98,9 @@ def test_random_networks_against_dense_samples(seed: int) -> None:
     least, spread = float(gap.min()), float(gap.max() - gap.min())
     for offset, verdict in ((-0.02 * spread, Verdict.VERIFIED), (0.02 * spread, Verdict.FALSIFIED)):
         asked = query(2, 2, *box(2, -1.0, 1.0), f"(<= (- Y_0 Y_1) {least + offset:.9f})")
-        result = curvverify.verify(model, asked, QUICK)
-        assert result.verdict is verdict
-        if verdict is Verdict.VERIFIED:
+        result = curvverify.verify(model, asked, options)
+        assert result.verdict is verdict or (not by_input and result.verdict is Verdict.TIMEOUT)
+        if result.verdict is Verdict.VERIFIED:
             assert 0.0 < result.margin_lower <= -offset + 1e-6
 
 
@@ -193,3 +194,22 @@ def test_bounds_report_holds_and_names_nodes() -> None:
             assert bool((value <= node.upper).all()), node.name
     assert report[report.nodes[-1].name] is report.nodes[-1]
     assert np.isfinite(report.nodes[-1].upper.detach().numpy()).all()
+
+
+def test_splitting_activations_decides_what_bounds_leave_open() -> None:
+    """A threshold between the root's bound and the true minimum needs the split, of activations where asked for."""
+    torch.manual_seed(4)
+    module = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    model = load(module, shapes=(1, 2))
+    grid = torch.cartesian_prod(*(torch.linspace(-2, 2, 401, dtype=torch.float64),) * 2).reshape(-1, 1, 2)
+    least = float(model.graph(grid).min())
+    root = Options(timeout=20.0, attack_rounds=1, branch=False, threads=1)
+    region = torch.full((2,), -2.0), torch.full((2,), 2.0)
+    bound = float(curvverify.bounds(model, region, Options(refine_iterations=16)).nodes[-1].lower)
+    assert bound < least - 0.01
+    asked = query(2, 1, *box(2, -2.0, 2.0), f"(<= Y_0 {0.7 * least + 0.3 * bound})")
+    assert curvverify.verify(model, asked, root).verdict is Verdict.UNKNOWN
+    result = curvverify.verify(model, asked, Options(timeout=20.0, attack_rounds=1, branch_inputs=0, threads=1))
+    assert result.verdict is Verdict.VERIFIED
+    assert result.subproblems > 0
+    assert any("neurons" in stage.detail for stage in result.stages)

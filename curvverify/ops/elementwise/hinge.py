@@ -72,6 +72,9 @@ class Hinge(Elementwise):
         high = torch.where(high == 0, 0.0, high + value_error(high, 0.0))
         return nan_is_unbounded(Interval(low, high))
 
+    def cut(self, x: Interval) -> Tensor:
+        return torch.where((x.lower < 0) & (x.upper > 0), 0.0, super().cut(x))
+
     def curved(self, x: Interval, saturation: float = 0.0) -> Tensor:
         return super().curved(x, saturation) & ~((x.lower >= 0) | (x.upper <= 0))
 
