@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from curvverify.errors import UsageError
+
 
 def option(default, help: str):
     """A field with the sentence that documents it everywhere."""
@@ -14,10 +16,9 @@ def option(default, help: str):
 class Options:
     """How a query is decided. No option can make a verdict unsound: they trade time for strength."""
 
-    timeout: float = option(300.0, "wall-clock seconds, counted from the start of the process")
+    timeout: float = option(300.0, "wall-clock seconds; the command line counts from the start of the process")
     seed: int = option(0, "seed of every random choice; the same seed gives the same search")
     threads: int = option(0, "CPU threads for tensor arithmetic; 0 takes what the machine has")
-    device: str = option("cpu", "where the search runs: cpu or cuda")
     memory: float = option(8.0, "GiB that one bound computation may take; larger ones are cut into pieces")
     attack_seconds: float = option(4.0, "longest falsification burst")
     attack_rounds: int = option(8, "rounds of new starts for what bounds leave open; the first burst is one round")
@@ -27,3 +28,12 @@ class Options:
     branch: bool = option(True, "split what stays open")
     branch_inputs: int = option(64, "most free inputs for which the input is split; above, activations are")
     branch_batch: int = option(256, "largest number of subproblems bounded at once")
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense: UsageError names the option."""
+        positive = ("timeout", "memory", "attack_seconds")
+        for name, value in vars(self).items():
+            low = 1 if name.endswith(("_iterations", "_batch", "_starts")) else 0
+            if not value > 0 if name in positive else not value >= low:
+                wanted = "above 0" if name in positive else f"at least {low}"
+                raise UsageError(f"option {name} is {value}: it must be {wanted}")

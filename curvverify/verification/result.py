@@ -9,12 +9,13 @@ from curvverify.types import Verdict
 
 @dataclass(frozen=True)
 class Witness:
-    """A counterexample: the float32 input (flat) and the output ONNX Runtime computed for it (flat)."""
+    """A counterexample: the float32 input (flat) and the output the model's own runtime computed for it (flat)."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
     replayed: bool
-    """True where ONNX Runtime (CPU, float32, zero tolerance) confirmed it; a verdict rests only on such a witness."""
+    """True where ONNX Runtime (CPU, float32, zero tolerance) confirmed it, or a torch module itself where the model is
+    one; a verdict rests only on such a witness."""
 
 
 @dataclass(frozen=True)

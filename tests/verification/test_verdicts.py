@@ -11,7 +11,7 @@ from torch import nn
 
 import curvverify
 from curvverify import Options, Verdict
-from curvverify.errors import UnreadableError
+from curvverify.errors import UnreadableError, UsageError
 from curvverify.graph import load
 from curvverify.spec import parse_query
 from curvverify.types import Deadline
@@ -213,3 +213,9 @@ def test_splitting_activations_decides_what_bounds_leave_open() -> None:
     assert result.verdict is Verdict.VERIFIED
     assert result.subproblems > 0
     assert any("neurons" in stage.detail for stage in result.stages)
+
+
+@pytest.mark.parametrize("wrong", [{"timeout": 0.0}, {"timeout": math.nan}, {"memory": -1.0}, {"refine_iterations": 0}])
+def test_senseless_options_are_refused_by_name(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Options(**wrong)  # type: ignore[arg-type]
