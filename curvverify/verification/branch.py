@@ -48,7 +48,7 @@ class Branching:
     def run(self, roots: list[Checked], deadline: Deadline) -> None:
         """Split until nothing is open, a witness is found or time is up.
 
-        `roots` hold the bounded but open subproblems; `leaf_margins` and `open_disjuncts` tell what became of them.
+        `roots` hold the bounded but open subproblems; `outcome` tells what became of them.
         """
         shape = self.checker.property.present.shape
         self._settled = torch.full(shape, torch.inf, dtype=torch.float64)
@@ -69,30 +69,22 @@ class Branching:
             if now - attacked > ATTACK_EVERY or self.bounded < 64:
                 attacked = now
                 self.witness = attack_minima(checked, self.falsifier, deadline)
-            batch = 2 * batch if now - begun < 0.3 else max(4, batch // 2) if now - begun > 1.0 else batch
+            batch = 2 * batch if now - begun < 0.15 else max(4, batch // 2) if now - begun > 0.5 else batch
             if now - reported > 1.0:
                 reported = now
                 worst = self._queue[0][0] if self._queue else 0.0
                 self.progress(f"branch: {self.bounded} bounded, {len(self._queue)} open, worst margin {worst:.4g}")
 
-    @property
-    def open_disjuncts(self) -> Tensor:
-        """(G, D): disjuncts that are open on some subproblem in the queue."""
-        still = torch.zeros_like(self.checker.property.present)
-        for _, _, entry in self._queue:
-            still[entry.problem.group[0]] |= entry.problem.open[0]
-        return still
-
-    @property
-    def leaf_margins(self) -> Tensor:
-        """(G, D): smallest proved margin over all leaves, settled and open."""
-        margins = self._settled.clone()
-        for _, _, entry in self._queue:
-            one = entry.problem
-            g = int(one.group[0])
-            best = torch.where(one.open[0], one.margins[0].amax(1), torch.inf)
-            margins[g] = torch.minimum(margins[g], best)
-        return margins
+    def outcome(self) -> tuple[Tensor, Tensor]:
+        """(G, D) each: the smallest proved margin over all leaves, and the disjuncts that are open on some leaf."""
+        margins, still = self._settled.clone(), torch.zeros_like(self.checker.property.present)
+        if self._queue:
+            left = concatenate([entry.problem for _, _, entry in self._queue])
+            best = torch.where(left.open, left.margins.amax(2), torch.inf)
+            index = left.group.unsqueeze(1).expand_as(best)
+            margins.scatter_reduce_(0, index, best, "amin")
+            still = torch.zeros_like(margins).scatter_reduce_(0, index, left.open.double(), "amax") > 0
+        return margins, still
 
     def _record(self, before: Subproblems, after: Subproblems) -> None:
         """Keep the smallest margin with which each disjunct was settled on a leaf."""

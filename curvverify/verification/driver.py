@@ -193,7 +193,7 @@ class _Run:
         )
         branching.run(roots, self.deadline)
         self.bounded = branching.bounded
-        problems = problems.branched(branching.leaf_margins, branching.open_disjuncts)
+        problems = problems.branched(*branching.outcome())
         what = "inputs" if by_input else "neurons"
         self._account("branch", begun, before, problems, f"{branching.bounded} subproblems, splitting {what}")
         return problems, branching.witness
