@@ -73,9 +73,7 @@ def row_bounds(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) ->
 
 def _piece(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) -> RowBounds:
     if effort.deadline.passed:
-        shape = (relaxation.box.lower.shape[0], rows.count)
-        slope = torch.zeros(*shape, *relaxation.graph.input_shape, dtype=torch.float64)
-        return RowBounds(torch.full(shape, -torch.inf, dtype=torch.float64), slope)
+        return _nothing(relaxation, rows)
     search = Substitution(relaxation, node, rows, torch.float32)
     smoothing = SMOOTHING[0]
     for t in range(effort.iterations - 1):
@@ -87,13 +85,22 @@ def _piece(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) -> Row
     return RowBounds(trace.lower, trace.slope)
 
 
+def _nothing(relaxation: Relaxation, rows: Rows) -> RowBounds:
+    """The bounds that hold without any work: -inf."""
+    shape = (relaxation.box.lower.shape[0], rows.count)
+    slope = torch.zeros(*shape, *relaxation.graph.input_shape, dtype=torch.float64)
+    return RowBounds(torch.full(shape, -torch.inf, dtype=torch.float64), slope)
+
+
 def optimised_row_bounds(
     relaxation: Relaxation, node: int, rows: Rows, effort: Effort, enough: Callable[[Tensor], bool]
 ) -> RowBounds:
     """Lower bounds on a few rows: the best over all Frank-Wolfe iterates, every one evaluated rigorously in float64.
 
-    Stops as soon as `enough` says so of the bounds (B, R) reached.
+    Stops as soon as `enough` says so of the bounds (B, R) reached, or past the deadline; -inf where that came first.
     """
+    if effort.deadline.passed:
+        return _nothing(relaxation, rows)
     passes = [
         Substitution(relaxation, node, rows[piece], torch.float64)
         for piece in _pieces(relaxation, node, rows.count, effort.memory)
