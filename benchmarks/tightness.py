@@ -36,7 +36,7 @@ def margins(loaded: LoadedModel, vnnlib: Path) -> dict[str, tuple[float, float]]
     found = {}
     with torch.no_grad():
         started = time.monotonic()
-        found["interval"] = worst(checker.interval(problems).problems), time.monotonic() - started
+        found["interval"] = worst(checker.interval(problems)), time.monotonic() - started
         for n in ITERATIONS:
             started = time.monotonic()
             margin = linear_margin(loaded, prop, n)

@@ -27,6 +27,11 @@ class Interval:
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
     @property
+    def centre(self) -> Tensor:
+        """The midpoint, rounded."""
+        return 0.5 * (self.lower + self.upper)
+
+    @property
     def width(self) -> Tensor:
         return self.upper - self.lower
 

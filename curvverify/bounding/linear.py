@@ -31,7 +31,6 @@ SMOOTHING = (0.0, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
 PIECE = 0.25
 """GiB of rows that go through at once: more is no faster, and the deadline is polled between pieces."""
 
-
 PRODUCT_GAP = 1e-6
 """Products whose planes are this close to each other (relative) need no better bounds on their factors."""
 
@@ -75,13 +74,11 @@ def _piece(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) -> Row
     if effort.deadline.passed:
         return _nothing(relaxation, rows)
     search = Substitution(relaxation, node, rows, torch.float32)
-    smoothing = SMOOTHING[0]
     for t in range(effort.iterations - 1):
-        search.forward(search.backward(SMOOTHING[min(t, len(SMOOTHING) - 1)], rigorous=False), _step(t))
-        smoothing = SMOOTHING[min(t + 1, len(SMOOTHING) - 1)]
+        search.forward(search.backward(_smoothing(t), rigorous=False), _step(t))
     decide = Substitution(relaxation, node, rows, torch.float64)
     decide.points = {i: tuple(z.double() for z in zs) for i, zs in search.points.items()}
-    trace = decide.backward(smoothing, rigorous=True)
+    trace = decide.backward(_smoothing(effort.iterations - 1), rigorous=True)
     return RowBounds(trace.lower, trace.slope)
 
 
@@ -107,7 +104,7 @@ def optimised_row_bounds(
     ]
     best: RowBounds | None = None
     for t in range(effort.iterations):
-        traces = [p.backward(SMOOTHING[min(t, len(SMOOTHING) - 1)], rigorous=True) for p in passes]
+        traces = [p.backward(_smoothing(t), rigorous=True) for p in passes]
         now = RowBounds(torch.cat([r.lower for r in traces], 1), torch.cat([r.slope for r in traces], 1))
         best = now if best is None else best.better(now)
         if t + 1 == effort.iterations or effort.deadline.passed or enough(best.lower):
@@ -116,6 +113,11 @@ def optimised_row_bounds(
             substitution.forward(trace, _step(t))
     assert best is not None
     return best
+
+
+def _smoothing(t: int) -> float:
+    """The spread of slopes at kinks in pass t: the schedule's last value goes on."""
+    return SMOOTHING[min(t, len(SMOOTHING) - 1)]
 
 
 def _step(t: int) -> float:

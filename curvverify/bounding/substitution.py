@@ -63,7 +63,7 @@ class Substitution:
         if position in self.points:
             return self.points[position][slot]
         x = self._interval(self.graph.nodes[position].inputs[slot])
-        return (0.5 * (x.lower + x.upper)).nan_to_num_(0.0, 0.0, 0.0).unsqueeze(1).expand(shape)
+        return x.centre.nan_to_num_(0.0, 0.0, 0.0).unsqueeze(1).expand(shape)
 
     def _lines(self, position: int, row: Tensor, smoothing: float) -> Lines | Planes:
         node = self.graph.nodes[position]
@@ -108,7 +108,9 @@ class Substitution:
                     term = torch.where(row == 0, 0.0, term)
                 constant = constant + term.flatten(2).sum(-1)
                 if rigorous:
-                    slack = slack + gamma(node.size + 2 * len(order) + 16) * self._line_terms(node.inputs, line, row)
+                    slack = slack + gamma(node.size + 2 * len(order) + 16) * self._absolute_terms(
+                        node.inputs, found, term
+                    )
             for i, a in zip(node.inputs, found, strict=True):
                 coefficients[i] = coefficients[i] + a if i in coefficients else a
         slope = coefficients.pop(0, None)
@@ -130,10 +132,9 @@ class Substitution:
             return row * line.slope_u, row * line.slope_v
         return (row * line.slope,)
 
-    def _line_terms(self, inputs: tuple[int, ...], line: Lines | Planes, row: Tensor) -> Tensor:
-        """Upper bound (B, R) on the absolute terms that substituting the lines adds up."""
-        found = self._through_lines(line, row)
-        total = (row * line.intercept).abs().flatten(2).sum(-1)
+    def _absolute_terms(self, inputs: tuple[int, ...], found: tuple[Tensor, ...], constant: Tensor) -> Tensor:
+        """Upper bound (B, R) on the absolute terms of the coefficients found for the inputs and of the constants."""
+        total = constant.abs().flatten(2).sum(-1)
         for i, a in zip(inputs, found, strict=True):
             total = total + _weighted(a, self.relaxation.intervals[i].magnitude)
         return total.nan_to_num(nan=torch.inf)
@@ -141,7 +142,7 @@ class Substitution:
     def _concretise(self, slope: Tensor, constant: Tensor, slack: Tensor, rigorous: bool) -> Tensor:
         """min over the box of slope.x + constant, less the slack."""
         box = self._interval(0)
-        centre, radius = (0.5 * (box.lower + box.upper)).unsqueeze(1), (0.5 * (box.upper - box.lower)).unsqueeze(1)
+        centre, radius = box.centre.unsqueeze(1), (0.5 * box.width).unsqueeze(1)
         value = (slope * centre - slope.abs() * radius).flatten(2).sum(-1) + constant
         if rigorous:
             n = self.graph.nodes[0].size + 2 * len(self.order) + 16

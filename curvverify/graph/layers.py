@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from curvverify.ops.base import Elementwise, Input, Linear, Op
+from curvverify.ops.base import Elementwise, Input, Op
 from curvverify.ops.product import Product
 
 
@@ -107,7 +107,3 @@ class Graph:
         if dtype not in self._converted:
             self._converted[dtype] = Graph(tuple(replace(n, op=n.op.to(dtype)) for n in self.nodes))
         return self._converted[dtype]
-
-    @property
-    def linear_nodes(self) -> tuple[int, ...]:
-        return tuple(i for i, node in enumerate(self.nodes) if isinstance(node.op, Linear))

@@ -77,7 +77,7 @@ class Linear(Op):
         Sound because: with centre m and radius r the range is L m + c +- |L| r, r is rounded up to cover what rounding
         did to m, and each of the two sums errs by at most gamma_n times the sum of its absolute terms.
         """
-        centres = [0.5 * (x.lower + x.upper) for x in inputs]
+        centres = [x.centre for x in inputs]
         radii = [
             round_up(round_up(0.5 * (x.upper - x.lower)) + 2.0**-52 * c.abs())
             for x, c in zip(inputs, centres, strict=True)
@@ -152,7 +152,7 @@ class Elementwise(Op):
 
     def cut(self, x: Interval) -> Tensor:
         """Where to cut the interval (B, *S) in two so that the lines on both parts gain: the middle, or a kink."""
-        return 0.5 * (x.lower + x.upper)
+        return x.centre
 
     def curved(self, x: Interval, saturation: float = 0.0) -> Tensor:
         """Entries (B, *S) whose interval matters: those where sigma is neither affine nor constant to `saturation`."""

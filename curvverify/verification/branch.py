@@ -99,7 +99,6 @@ class Branching:
         boxes = problems.unsettled
         if not boxes.numel():
             return
-        assert relaxation is not None
         cuts: list[Cut | None] = [None] * len(boxes)
         if not self.by_input:
             cuts = neuron_cuts(self.checker, checked, boxes)
@@ -133,8 +132,6 @@ def attack_minima(checked: Checked, falsifier: Falsifier, deadline: Deadline, mo
     The minimiser of a tight relaxation is close to the network's own: these starts find isolated witnesses that
     random ones miss.
     """
-    if checked.bounds is None:
-        return None
     problems, prop = checked.problems, falsifier.property
     place = torch.full((len(prop.output),), -1, dtype=torch.long)
     place[checked.rows] = torch.arange(len(checked.rows))

@@ -12,7 +12,8 @@ from curvverify.bounding.interval import interval_bounds
 from curvverify.bounding.linear import Effort, RowBounds, linear_bounds, optimised_row_bounds
 from curvverify.bounding.relaxation import Relaxation
 from curvverify.graph.layers import Graph
-from curvverify.numerics.rounding import TINY, gamma
+from curvverify.numerics.rounding import round_down
+from curvverify.ops.linear import Dense
 from curvverify.types import Interval
 from curvverify.verification.property import Property
 from curvverify.verification.state import Subproblems
@@ -27,15 +28,14 @@ class Checked:
 
     problems: Subproblems
     rows: Tensor
-    bounds: RowBounds | None
-    relaxation: Relaxation | None
+    bounds: RowBounds
+    relaxation: Relaxation
 
     def unsettled(self) -> Checked:
         """The subproblems that are still open."""
         index = self.problems.unsettled
-        bounds = None if self.bounds is None else RowBounds(self.bounds.lower[index], self.bounds.slope[index])
-        relaxation = None if self.relaxation is None else self.relaxation.select(index)
-        return Checked(self.problems[index], self.rows, bounds, relaxation)
+        bounds = RowBounds(self.bounds.lower[index], self.bounds.slope[index])
+        return Checked(self.problems[index], self.rows, bounds, self.relaxation.select(index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +45,15 @@ class Checker:
     graph: Graph
     property: Property
 
-    def interval(self, problems: Subproblems) -> Checked:
+    def interval(self, problems: Subproblems) -> Subproblems:
         """Refute disjuncts by interval bounds on the outputs."""
-        nodes = interval_bounds(self.graph, self._box(problems))
+        y = interval_bounds(self.graph, self._box(problems))[-1]
         rows = self.property.wanted(problems.group, problems.open)
-        y = nodes[-1]
-        centre, radius = 0.5 * (y.lower + y.upper).flatten(1), 0.5 * (y.upper - y.lower).flatten(1)
-        weight = self.property.output[rows]
-        lower = centre @ weight.T - radius @ weight.abs().T
-        size = y.magnitude.flatten(1) @ weight.abs().T
+        flat = Interval(y.lower.flatten(1), y.upper.flatten(1))
+        lower = Dense(self.property.output[rows]).interval(flat).lower
         if self.property.input is not None:
-            shift, box = self.property.input[rows], problems.box
-            lower = lower + 0.5 * (box.lower + box.upper) @ shift.T - 0.5 * (box.upper - box.lower) @ shift.abs().T
-            size = size + box.magnitude @ shift.abs().T
-        terms = 2 * (weight.shape[1] + problems.box.lower.shape[1]) + 16
-        lower = lower - 1.01 * gamma(terms) * size - TINY
-        return Checked(self._settle(problems, rows, lower, y), rows, None, None)
+            lower = round_down(lower + Dense(self.property.input[rows]).interval(problems.box).lower)
+        return self._settle(problems, rows, lower, y)
 
     def linear(
         self,

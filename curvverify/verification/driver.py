@@ -143,7 +143,7 @@ class _Run:
 
     def _interval(self, problems: Subproblems) -> Subproblems:
         begun, before = time.monotonic(), int(problems.open.sum())
-        parts = [self.checker.interval(problems[piece]).problems for piece in self._pieces(len(problems), 1.0)]
+        parts = [self.checker.interval(problems[piece]) for piece in self._pieces(len(problems), 1.0)]
         return self._account("interval", begun, before, concatenate(parts))
 
     def _linear(self, problems: Subproblems) -> tuple[list[Checked], Subproblems, Witness | None]:
@@ -178,7 +178,6 @@ class _Run:
 
     def _again(self, root: Checked, effort: Effort, rows: int) -> Checked:
         """Bound the same subproblems once more, within the node bounds that are known."""
-        assert root.relaxation is not None
         known = dict(enumerate(root.relaxation.intervals))
         return self.checker.linear(root.problems, effort, rows, known)
 

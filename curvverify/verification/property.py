@@ -103,7 +103,6 @@ class _RowTable:
     def __init__(self, query: Query):
         self.query = query
         self.found: dict[bytes, int] = {}
-        self.polytopes: dict[int, np.ndarray] = {}
         self.rows: list[tuple[np.ndarray, ...]] = []
 
     def positions(self, polytope: Polytope) -> np.ndarray:

@@ -58,17 +58,14 @@ def input_cuts(checker: Checker, checked: Checked, boxes: Tensor, smallest: Tens
     The linear forms are those of the rows that open disjuncts ask for.  Coordinates (n,) narrower than `smallest` are
     left alone.
     """
-    cuts = []
+    cuts, problems = [], checked.problems
     for b in boxes.tolist():
-        problems = checked.problems
-        width = problems.box.upper[b] - problems.box.lower[b]
-        score = torch.where(width > smallest, width, 0.0)
-        if checked.bounds is not None:
-            wanted = checker.property.rows[problems.group[b]][problems.open[b]].flatten()
-            slope = checked.bounds.slope[b, torch.isin(checked.rows, wanted)].flatten(1).abs()
-            score = (slope.sum(0) + 1e-3 * slope.mean() + 1e-30) * score
-        i = int(score.argmax())
-        cuts.append(Cut(0, i, float(0.5 * (problems.box.lower[b, i] + problems.box.upper[b, i]))))
+        box = problems.box[b]
+        wanted = checker.property.rows[problems.group[b]][problems.open[b]].flatten()
+        slope = checked.bounds.slope[b, torch.isin(checked.rows, wanted)].flatten(1).abs()
+        width = torch.where(box.width > smallest, box.width, 0.0)
+        i = int(((slope.sum(0) + 1e-3 * slope.mean() + 1e-30) * width).argmax())
+        cuts.append(Cut(0, i, float(box.centre[i])))
     return cuts
 
 
@@ -79,7 +76,6 @@ def neuron_cuts(checker: Checker, checked: Checked, boxes: Tensor) -> list[Cut |
     function and its chord at the point where it would be cut.  None where every function is affine already.
     """
     relaxation, graph = checked.relaxation, checker.graph
-    assert relaxation is not None
     gradients = _gradients(checker, checked.problems[boxes])
     best: list[tuple[float, Cut | None]] = [(0.0, None)] * len(boxes)
     for position, gradient in gradients.items():
@@ -105,7 +101,7 @@ def _gradients(checker: Checker, problems: Subproblems) -> dict[int, Tensor]:
     each = torch.arange(len(problems))
     row = prop.rows[problems.group][each, disjunct, margins[each, disjunct].argmax(1)].clamp(min=0)
     with torch.enable_grad():
-        centre = 0.5 * (problems.box.lower + problems.box.upper)
+        centre = problems.box.centre
         values = checker.graph.values(centre.reshape(-1, *checker.graph.input_shape).requires_grad_(True))
         total = (values[-1].flatten(1) * prop.output[row]).sum()
         wanted = [i for i in checker.graph.nonlinear if isinstance(checker.graph.nodes[i].op, Elementwise)]
