@@ -14,9 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from curvverify.bounding.constants.report import CurvatureReport, NodeConstants, OutputConstants, curvature
     from curvverify.graph import load
     from curvverify.spec import load_query
-    from curvverify.types import Deadline, Interval, Verdict
+    from curvverify.types import Ball, Deadline, Interval, Verdict
     from curvverify.verification.driver import verify
     from curvverify.verification.node_bounds import BoundsReport, NodeBounds, bounds
     from curvverify.verification.options import Options
@@ -32,6 +33,11 @@ _HOMES = {
     "Options": "curvverify.verification.options",
     "Result": "curvverify.verification.result",
     "Witness": "curvverify.verification.result",
+    "curvature": "curvverify.bounding.constants.report",
+    "CurvatureReport": "curvverify.bounding.constants.report",
+    "NodeConstants": "curvverify.bounding.constants.report",
+    "OutputConstants": "curvverify.bounding.constants.report",
+    "Ball": "curvverify.types",
     "Deadline": "curvverify.types",
     "Interval": "curvverify.types",
     "Verdict": "curvverify.types",
@@ -40,15 +46,20 @@ _HOMES = {
 }
 
 __all__ = [
+    "Ball",
     "BoundsReport",
+    "CurvatureReport",
     "Deadline",
     "Interval",
     "NodeBounds",
+    "NodeConstants",
     "Options",
+    "OutputConstants",
     "Result",
     "Verdict",
     "Witness",
     "bounds",
+    "curvature",
     "load",
     "load_query",
     "verify",

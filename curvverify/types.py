@@ -46,6 +46,14 @@ class Interval:
         return Interval(self.lower[index], self.upper[index])  # type: ignore[index]
 
 
+@dataclass(frozen=True)
+class Ball:
+    """The inputs within an l_2 distance `radius` of `centre`, which has the input's size; the radius may be inf."""
+
+    centre: Tensor
+    radius: float
+
+
 class Verdict(StrEnum):
     """The answers, spelled as the VNN-LIB 2.0 standard prescribes them on stdout."""
 

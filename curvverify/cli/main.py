@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from curvverify.cli.batch import batch
 from curvverify.cli.bounds import bounds
+from curvverify.cli.curvature import curvature
 from curvverify.cli.demo import demo
 from curvverify.cli.start import process_start
 from curvverify.cli.supports import supports
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (verify, batch, bounds, demo, supports):
+for command in (verify, batch, bounds, curvature, demo, supports):
     app.command()(command)
 
 

@@ -150,6 +150,25 @@ class Elementwise(Op):
         their zero column can be skipped.
         """
 
+    def derivative(self, order: int, x: Interval) -> Interval:
+        """Bounds (B, *S) on sigma', sigma'' or sigma''' (order 1, 2, 3) over the interval, in float64, rounded outward.
+
+        They bound the difference quotients of sigma^(order - 1) between any two points of the interval.  At a kink of
+        sigma^(order - 1) they contain both one-sided derivatives.  They are infinite on both sides where
+        sigma^(order - 1) jumps inside the interval, and where sigma is not defined or unbounded on it.  At an end of
+        the interval only the side of the interval counts: ReLU has 0 for order 2 on [0, 1], and [1, 1] for order 1.
+        """
+        everything = torch.full_like(x.lower, torch.inf, dtype=torch.float64)
+        return Interval(-everything, everything)
+
+    def secant(self, order: int, at: Tensor, x: Interval) -> Interval:
+        """Bounds (B, *S) on (f(y) - f(at)) / (y - at), f = sigma^(order - 1), for all y != at in the interval.
+
+        Order 1 or 2; `at` (B, *S) inside the interval.  Where f jumps elsewhere than at `at`, y takes the
+        limits from both sides.
+        """
+        return self.derivative(order, x)
+
     def cut(self, x: Interval) -> Tensor:
         """Where to cut the interval (B, *S) in two so that the lines on both parts gain: the middle, or a kink."""
         return x.centre

@@ -20,7 +20,12 @@ from torch import Tensor
 from curvverify.errors import UnreadableError
 
 FORMAT = 1
-RECORDS = {"Result": "curvverify.verification.result", "BoundsReport": "curvverify.verification.node_bounds"}
+RECORDS = {
+    "Result": "curvverify.verification.result",
+    "BoundsReport": "curvverify.verification.node_bounds",
+    "CurvatureReport": "curvverify.bounding.constants.report",
+    "CurvatureEstimates": "curvverify.bounding.constants.estimates",
+}
 SPECIAL = ("inf", "-inf", "nan")
 
 

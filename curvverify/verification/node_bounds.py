@@ -12,13 +12,13 @@ from torch import Tensor
 
 from curvverify.bounding.interval import interval_bounds
 from curvverify.bounding.linear import Effort, entry_bounds, linear_bounds
+from curvverify.bounding.region import region_of, region_size
 from curvverify.bounding.relaxation import SATURATION
 from curvverify.errors import UsageError
 from curvverify.graph import LoadedModel, load
 from curvverify.graph.layers import Node
 from curvverify.ops.base import Elementwise
 from curvverify.ops.product import Product
-from curvverify.spec import load_query
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval
 from curvverify.verification.options import Options
@@ -84,12 +84,12 @@ def bounds(
         raise UsageError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     started = time.monotonic()
     deadline = Deadline.after(options.timeout)
-    lower, upper = _region(region)
     if isinstance(model, torch.nn.Module) and shapes is None:
-        shapes = (1, lower.numel())
+        shapes = (1, region_size(region) or 1)
     loaded = model if isinstance(model, LoadedModel) else load(model, shapes=shapes)
     graph = loaded.graph
-    box = _box(lower, upper, loaded)
+    found = region_of(region, graph.input_shape).box
+    box = Interval(found.lower.unsqueeze(0), found.upper.unsqueeze(0))
     with torch.no_grad():
         if method == "interval":
             intervals = interval_bounds(graph, box)
@@ -113,31 +113,6 @@ def bounds(
         for i, node in enumerate(graph.nodes)
     )
     return BoundsReport(loaded.name, method, nodes, time.monotonic() - started)
-
-
-def _region(region: str | os.PathLike[str] | Query | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The region's flat bounds (n,), (n,) in float64."""
-    if isinstance(region, tuple):
-        lower, upper = region
-        return lower.detach().double().flatten(), upper.detach().double().flatten()
-    query = region if isinstance(region, Query) else load_query(region)
-    covers = [g.box.cover for g in query.groups if not g.box.empty]
-    if not covers:
-        raise UsageError("every input box of the query is empty: there is nothing to bound")
-    lower = torch.stack([torch.from_numpy(c[0]) for c in covers]).amin(0)
-    upper = torch.stack([torch.from_numpy(c[1]) for c in covers]).amax(0)
-    return lower, upper
-
-
-def _box(lower: Tensor, upper: Tensor, loaded: LoadedModel) -> Interval:
-    """The bounds as one box (1, *S_in), checked."""
-    size = loaded.graph.nodes[0].size
-    if lower.numel() != size or upper.numel() != size:
-        raise UsageError(f"the region has {lower.numel()} entries, but the input of {loaded.name} has {size}")
-    if not bool((lower <= upper).all()):
-        raise UsageError("the region is empty or has NaN bounds")
-    shape = (1, *loaded.graph.input_shape)
-    return Interval(lower.reshape(shape), upper.reshape(shape))
 
 
 def _loose(node: Node, intervals: list[Interval]) -> int:

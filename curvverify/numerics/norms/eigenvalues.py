@@ -23,8 +23,11 @@ from curvverify.numerics.norms.scaling import (
 )
 from curvverify.numerics.rounding import gamma, round_up
 
-DIRECT = 192
+DIRECT = 384
 """Largest side for which all eigenvalues are computed; above, the Lanczos method estimates the extreme one."""
+
+CHECK, SETTLED = 12, 1e-12
+"""Every so many of its steps the estimate is looked at: once it changes by less than this share, it is taken."""
 
 LANCZOS, LANCZOS_OF_MANY = 64, 20
 """Its number of steps, for a bound of its own and for finding the largest among many matrices."""
@@ -85,14 +88,21 @@ def certify(S: Tensor, tau: Tensor) -> Tensor:
 def lanczos_estimates(H: Tensor, steps: int) -> Tensor:
     """Estimates from below (K) of the largest eigenvalues of Hermitian (K, n, n): Lanczos, reorthogonalised."""
     K, n, steps = H.shape[0], H.shape[-1], min(steps, H.shape[-1])
+    if K > 1 and n > DIRECT // 2:
+        return torch.cat([lanczos_estimates(h.unsqueeze(0), steps) for h in H])  # one matrix-vector product each
     q = torch.cos(torch.arange(n, dtype=torch.float64) * 1.7 + 0.3).to(H.dtype).expand(K, n)[..., None]
     q = q / torch.linalg.vector_norm(q, dim=(1, 2), keepdim=True)
     basis = torch.zeros(K, n, steps, dtype=H.dtype)
     T = torch.zeros(K, steps, steps, dtype=torch.float64)
+    found = torch.full((K,), torch.inf, dtype=torch.float64)
     for k in range(steps):
         basis[:, :, k] = q[..., 0]
         w = H @ q
         T[:, k, k] = (q.mH @ w)[:, 0, 0].real
+        if (k + 1) % CHECK == 0 or k + 1 == steps:
+            last, found = found, _spectrum_estimate(T[:, : k + 1, : k + 1])[:, -1]
+            if bool(((found - last).abs() <= SETTLED * found.abs()).all()):
+                break
         for _ in range(1 if steps < LANCZOS else 2):
             w = w - basis[:, :, : k + 1] @ (basis[:, :, : k + 1].mH @ w)
         length = torch.linalg.vector_norm(w, dim=(1, 2), keepdim=True)
@@ -100,7 +110,7 @@ def lanczos_estimates(H: Tensor, steps: int) -> Tensor:
         if k + 1 < steps:
             T[:, k + 1, k] = torch.where(alive, length, 0.0)[:, 0, 0]
         q = torch.where(alive, w / length.clamp(min=1e-290), 0.0)
-    return _spectrum_estimate(T)[:, -1]
+    return found
 
 
 def _spectrum_estimate(S: Tensor) -> Tensor:

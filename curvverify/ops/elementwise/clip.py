@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from curvverify.ops.base import Elementwise, Envelope
+from curvverify.ops.base import Envelope
+from curvverify.ops.elementwise.branches import Branched
+from curvverify.ops.elementwise.levels import ZERO, Branch, Level, constant
 from curvverify.ops.elementwise.polygon import polygon_envelope
 from curvverify.types import Interval
 
 
 @dataclass(frozen=True, eq=False)
-class Clip(Elementwise):
+class Clip(Branched):
     """min(max(z, lower), upper); the bounds may be infinite.  ReLU6 and hard tanh are of this form."""
 
     lower: float = -math.inf
@@ -22,6 +24,16 @@ class Clip(Elementwise):
     def __post_init__(self) -> None:
         if not self.lower <= self.upper:
             raise ValueError(f"clip needs lower <= upper, got {self.lower} and {self.upper}")
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        line = Level(lambda z: z, (self.lower, self.upper), exact=True)
+        parts = [
+            Branch((constant(self.lower), ZERO, ZERO, ZERO), right=self.lower),
+            Branch((line, constant(1.0), ZERO, ZERO), self.lower, self.upper),
+            Branch((constant(self.upper), ZERO, ZERO, ZERO), left=self.upper),
+        ]
+        return tuple(part for part in parts if part.left < part.right)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0].clamp(self.lower, self.upper)

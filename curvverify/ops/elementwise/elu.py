@@ -10,6 +10,7 @@ from torch import Tensor
 
 from curvverify.ops.base import Envelope
 from curvverify.ops.elementwise.facts import Facts
+from curvverify.ops.elementwise.levels import ZERO, Branch, Level, constant
 from curvverify.ops.elementwise.polygon import TwoSided, polygon_envelope
 from curvverify.ops.elementwise.smooth import Smooth
 from curvverify.ops.elementwise.tangents import smooth_envelope
@@ -48,6 +49,21 @@ class ExponentialLinear(Smooth):
             range=(-math.nextafter(amplitude, math.inf), math.inf),
             value_scale=amplitude,
             slope_scale=rate + amplitude / width,
+        )
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        rate, amplitude, width = self.parameters
+        sizes = [amplitude / width**k for k in range(4)]
+
+        def tail(order: int) -> Level:
+            return Level(lambda z: sizes[order] * (z / width).exp(), (0.0, sizes[order]), scale=sizes[order])
+
+        low = Level(lambda z: amplitude * (z / width).expm1(), (-amplitude, 0.0), scale=amplitude)
+        high = Level(lambda z: rate * z, (0.0, math.inf))
+        return (
+            Branch((low, tail(1), tail(2), tail(3)), right=0.0),
+            Branch((high, constant(rate), ZERO, ZERO), left=0.0),
         )
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -71,6 +72,44 @@ class Hinge(Elementwise):
         low = torch.where(low == 0, 0.0, low - value_error(low, 0.0))
         high = torch.where(high == 0, 0.0, high + value_error(high, 0.0))
         return nan_is_unbounded(Interval(low, high))
+
+    def derivative(self, order: int, x: Interval) -> Interval:
+        """Exact.  Sound because: where 0 is not strictly inside, sigma is affine on the interval."""
+        x = x.to(torch.float64)
+        p, q = (torch.as_tensor(s, dtype=torch.float64, device=x.lower.device) for s in self.slopes)
+        inside = ~((x.lower >= 0) | (x.upper <= 0)) & (p != q)
+        left, right = ~(x.lower >= 0) | (x.upper <= 0), ~(x.upper <= 0) | (x.lower >= 0)  # both at the point 0
+        nothing = ~(x.lower <= x.upper)
+        if order == 1:
+            low, high = torch.where(left, p, math.inf), torch.where(left, p, -math.inf)
+            low, high = torch.where(right, torch.minimum(low, q), low), torch.where(right, torch.maximum(high, q), high)
+        else:
+            low = high = torch.zeros_like(x.lower)
+            nothing = nothing | inside
+        return Interval(torch.where(nothing, -math.inf, low), torch.where(nothing, math.inf, high))
+
+    def secant(self, order: int, at: Tensor, x: Interval) -> Interval:
+        """Sound because: the quotients of sigma are monotone in y; at the end beyond 0 they are the mean of the slopes
+        with weight end / (end - at) on the far one.  Those of the slope are 0 up to 0, then at most (q - p) / |at|.
+        """
+        x, at = x.to(torch.float64), at.double()
+        bounds = self.derivative(order, x)
+        p, q = (torch.as_tensor(s, dtype=torch.float64, device=at.device).expand_as(at) for s in self.slopes)
+        right = at > 0
+        end = torch.where(right, x.lower, x.upper)
+        crossing = ((at > 0) & (x.lower < 0) | (at < 0) & (x.upper > 0)) & (x.lower <= at) & (at <= x.upper)
+        own, other = torch.where(right, q, p), torch.where(right, p, q)
+        if order == 1:
+            weight = torch.where(end.isinf(), 1.0, end / (end - at))
+            far = own + (other - own) * weight
+            error = CONDITION_SLACK * (p.abs() + q.abs()) + TINY
+        else:
+            own = torch.zeros_like(own)
+            far = (q - p) / at.abs()
+            error = CONDITION_SLACK * far.abs() + TINY
+        low, high = torch.minimum(own, far - error), torch.maximum(own, far + error)
+        low, high = torch.fmax(low, bounds.lower), torch.fmin(high, bounds.upper)
+        return Interval(torch.where(crossing, low, bounds.lower), torch.where(crossing, high, bounds.upper))
 
     def cut(self, x: Interval) -> Tensor:
         return torch.where((x.lower < 0) & (x.upper > 0), 0.0, super().cut(x))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from curvverify.ops.elementwise.facts import LARGEST, Facts, Piece, Pieces
+from curvverify.ops.elementwise.levels import ZERO, Branch, Level, constant, everywhere
 from curvverify.ops.elementwise.smooth import Smooth
 from curvverify.types import Interval
 
@@ -41,6 +43,33 @@ class _Branches(Smooth):
         return Pieces((Piece(left, u, torch.where(convex & finite, first, math.inf), last),), finite | ~convex)
 
 
+def monomial(factor: float, exponent: float, times: int = 0, side: int = 1) -> Level:
+    """factor z^(exponent - times) on z > 0 or, for an integer exponent, on z < 0 (side -1) or everywhere (side 0).
+
+    Where the exponent's difference is rounded it is divided by z instead: z^q changes by |log z| as much as q does.
+    """
+    q = exponent - times
+    if factor == 0.0:
+        return ZERO
+    if q == 0.0:
+        return constant(factor, exact=factor.is_integer())
+
+    def value(z: Tensor) -> Tensor:
+        if Fraction(exponent) - times == Fraction(q):
+            return factor * z.pow(q)
+        power = z.pow(exponent)
+        for _ in range(times):
+            power = power / z
+        return factor * power
+
+    near, far = (0.0, math.inf) if q > 0.0 else (math.inf, 0.0)
+    sign = -1.0 if q % 2.0 == 1.0 else 1.0
+    below, above = (factor * sign * near, factor * sign * far), (factor * near, factor * far)
+    if side == 0:
+        return Level(value, (below[1], above[1]), extremes=((0.0, 0.0),) if sign > 0.0 else ())
+    return Level(value, above if side > 0 else (below[1], below[0]))
+
+
 @dataclass(frozen=True, eq=False)
 class Log(_Branches):
     """log(z) on z > 0."""
@@ -52,6 +81,11 @@ class Log(_Branches):
     @property
     def facts(self) -> Facts:
         return Facts(limits=(math.nan, math.inf), value_scale=1.0)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        log = Level(self.forward, (-math.inf, math.inf), scale=1.0)
+        return (Branch((log, monomial(1.0, -1.0), monomial(-1.0, -2.0), monomial(2.0, -3.0)), left=0.0),)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0].log()
@@ -71,6 +105,11 @@ class Sqrt(_Branches):
     @property
     def facts(self) -> Facts:
         return Facts(limits=(math.nan, math.inf), range=(0.0, math.inf))
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        root = Level(self.forward, (0.0, math.inf))
+        return (Branch((root, monomial(0.5, -0.5), monomial(-0.25, -1.5), monomial(0.375, -2.5)), left=0.0),)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0].sqrt()
@@ -119,13 +158,27 @@ class Power(_Branches):
             largest=min(LARGEST, 1e300 ** (1.0 / (abs(p) + 2.0))),
         )
 
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """sigma^(k) = p (p - 1) ... (p - k + 1) z^(p - k)."""
+        p = float(self.exponent)
+        factors = [math.prod(p - j for j in range(k)) for k in range(4)]
+
+        def levels(side: int) -> tuple[Level, Level, Level, Level]:
+            first, second, third = (monomial(factors[k], p, k, side) for k in (1, 2, 3))
+            return monomial(1.0, p, 0, side), first, second, third
+
+        if self._polynomial:
+            return everywhere(*levels(0))
+        positive = Branch(levels(1), left=0.0)
+        return (Branch(levels(-1), right=0.0), positive) if self._integer else (positive,)
+
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0].pow(self.exponent)
 
     def slope(self, z: Tensor) -> Tensor:
-        if self.exponent == 0:
-            return torch.zeros_like(z)
-        return self.exponent * z.pow(self.exponent - 1.0)
+        p = float(self.exponent)
+        return monomial(p, p, 1).value(z)
 
     def at_ends(self, x: Interval) -> tuple[Tensor, Tensor]:
         at_lower, at_upper = super().at_ends(Interval(x.lower + 0.0, x.upper + 0.0))  # no -0, whose powers are negative

@@ -10,7 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from curvverify.ops.base import Envelope
+from curvverify.ops.elementwise import logistic
 from curvverify.ops.elementwise.facts import Facts
+from curvverify.ops.elementwise.levels import ZERO, Branch, Level, constant, everywhere
 from curvverify.ops.elementwise.polygon import TwoSided, polygon_envelope
 from curvverify.ops.elementwise.smooth import Smooth
 from curvverify.ops.elementwise.tangents import smooth_envelope
@@ -24,12 +26,42 @@ class Silu(Smooth):
     @property
     def facts(self) -> Facts:
         return Facts(
-            inflections=(-2.39935728052297478334, 2.39935728052297478334),
+            inflections=(-2.39935728051546766783274, 2.39935728051546766783274),
             convex_first=False,
             limits=(0.0, math.inf),
             minimum=(-1.278464542761073795109359, -0.2784645427610737951093587),
             value_scale=1.0,
             slope_scale=1.0,
+        )
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """sigma'' = 2 s' + z s'', sigma''' = 3 s'' + z s'''."""
+        a, b, c, d = (
+            2.39935728051546766783274,
+            3.435840993535110688951641,
+            1.031958241780749123401266,
+            4.429235100557227979566417,
+        )
+        low, middle, side = -0.03691437319989318563829178, 0.3081815157964791204172652, 0.01386229765547033912966686
+        return everywhere(
+            Level(self.forward, (0.0, math.inf), scale=1.0),
+            Level(
+                self.slope,
+                (0.0, 1.0),
+                extremes=((-a, -0.09983932012886691695818492), (a, 1.099839320128866916958185)),
+                scale=1.0,
+            ),
+            Level(
+                lambda z: torch.addcmul(2.0 * logistic.first(z), z, logistic.second(z)),
+                extremes=((-b, low), (0.0, 0.5), (b, low)),
+                scale=0.5,
+            ),
+            Level(
+                lambda z: torch.addcmul(3.0 * logistic.second(z), z, logistic.third(z)),
+                extremes=((-d, -side), (-c, middle), (c, -middle), (d, side)),
+                scale=0.5,
+            ),
         )
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -59,6 +91,41 @@ class Mish(Smooth):
             slope_scale=1.0,
         )
 
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """sigma'' = 2 w' + z w'', sigma''' = 3 w'' + z w'''."""
+        return everywhere(
+            Level(self.forward, (0.0, math.inf), scale=1.0),
+            Level(
+                self.slope,
+                (0.0, 1.0),
+                extremes=(
+                    (-2.256376396360793120005749, -0.1125261223894625564073279),
+                    (1.490571179485428459294419, 1.088498161251727861228294),
+                ),
+                scale=1.0,
+            ),
+            Level(
+                lambda z: torch.addcmul(2.0 * _gate(z, 1), z.clamp(max=40.0), _gate(z, 2)),
+                extremes=(
+                    (-3.267337846520404576124851, -0.04173207070661102541728641),
+                    (-0.0879344313149142113266859, 0.644204637236972429517659),
+                    (2.114842563020877108592514, -0.05903335695393629297877502),
+                ),
+                scale=1.0,
+            ),
+            Level(
+                lambda z: torch.addcmul(3.0 * _gate(z, 2), z.clamp(max=40.0), _gate(z, 3)),
+                extremes=(
+                    (-4.255411333668564181879946, -0.01559463005399535131732804),
+                    (-0.8819460768319225974544539, 0.4538611812135794779114528),
+                    (0.7155058867000298021744879, -0.5884120448690196788113245),
+                    (2.694215867768823710165253, 0.04089338354759358176186345),
+                ),
+                scale=1.0,
+            ),
+        )
+
     def forward(self, *inputs: Tensor) -> Tensor:
         return F.mish(inputs[0])
 
@@ -72,6 +139,21 @@ class Mish(Smooth):
         r = (excess + 2.0).reciprocal()
         gate = excess * r
         return z * gate, torch.addcmul(gate, near, 4.0 * ((1.0 + e) * r) * (e * r))
+
+
+def _gate(z: Tensor, order: int) -> Tensor:
+    """The derivatives of Mish's w = 1 - 2 / q with q = a^2 + 1 = e^2 + 2 e + 2, e = exp(z).
+
+    With p_k = q^(k) / q: w' = 2 p_1 / q, w'' = 2 (p_2 - 2 p_1^2) / q, w''' = 2 (p_3 - 6 p_1 p_2 + 6 p_1^3) / q.
+    """
+    e = z.clamp(max=40.0).exp()
+    r = (e * (e + 2.0) + 2.0).reciprocal()
+    first, second, third = (2.0 * e * (h * e + 1.0) * r for h in (1.0, 2.0, 4.0))
+    if order == 1:
+        return 2.0 * r * first
+    if order == 2:
+        return 2.0 * r * (second - 2.0 * first.square())
+    return 2.0 * r * (third - 6.0 * first * (second - first.square()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +172,21 @@ class HardSwish(Smooth):
             minimum=(-1.5, -0.375),
             value_scale=1.0,
             slope_scale=1.0,
+        )
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        parabola = (
+            Level(self.forward, (0.0, 3.0), extremes=((-1.5, -0.375),), scale=1.0),
+            Level(lambda z: (2.0 * z + 3.0) / 6.0, (-0.5, 1.5), scale=1.0),
+            constant(1.0 / 3.0, exact=False),
+            ZERO,
+        )
+        line = Level(lambda z: z, (3.0, math.inf), exact=True)
+        return (
+            Branch((ZERO, ZERO, ZERO, ZERO), right=-3.0),
+            Branch(parabola, -3.0, 3.0),
+            Branch((line, constant(1.0), ZERO, ZERO), left=3.0),
         )
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from curvverify.numerics.rounding import nan_is_unbounded
-from curvverify.ops.base import Elementwise, Envelope
+from curvverify.ops.base import Envelope
 from curvverify.ops.elementwise.accuracy import value_error
+from curvverify.ops.elementwise.branches import Branched
 from curvverify.ops.elementwise.facts import Facts, Piece, Pieces
 from curvverify.ops.elementwise.tangents import smooth_envelope
 from curvverify.types import Interval
@@ -22,7 +23,7 @@ INSIDE = 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Smooth(Elementwise):
+class Smooth(Branched):
     """A smooth function, or one whose kinks are concave where they meet its convex part."""
 
     @property

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvverify.ops.elementwise import logistic
 from curvverify.ops.elementwise.facts import Facts
+from curvverify.ops.elementwise.levels import Branch, Level, everywhere
 from curvverify.ops.elementwise.smooth import Smooth
 
 
@@ -19,6 +21,11 @@ class Exp(Smooth):
     @property
     def facts(self) -> Facts:
         return Facts(limits=(0.0, math.inf), range=(0.0, math.inf), largest=700.0)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        level = Level(self.forward, (0.0, math.inf))
+        return everywhere(level, level, level, level)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0].exp()
@@ -47,6 +54,21 @@ class Softplus(Smooth):
     @property
     def facts(self) -> Facts:
         return Facts(limits=(0.0, math.inf), range=(0.0, math.inf), value_scale=1.0 / self.beta, slope_scale=1.0)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """sigma^(k) = beta^(k - 1) s^(k - 1)(beta z) with the logistic function s."""
+        b, a, most = self.beta, 1.316957896924816708625046, 0.09622504486493762741819146
+        return everywhere(
+            Level(self.forward, (0.0, math.inf), scale=1.0 / b),
+            Level(self.slope, (0.0, 1.0), scale=1.0),
+            Level(lambda z: b * logistic.first(b * z), extremes=((0.0, 0.25 * b),), scale=b),
+            Level(
+                lambda z: b * b * logistic.second(b * z),
+                extremes=((-a / b, b * b * most), (a / b, -b * b * most)),
+                scale=b * b,
+            ),
+        )
 
     def forward(self, *inputs: Tensor) -> Tensor:
         z = self.beta * inputs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,20 @@ from curvverify.types import Interval
 
 
 @dataclass(frozen=True, eq=False)
-class Floor(Elementwise):
+class Step(Elementwise):
+    """Constant between its jumps."""
+
+    def derivative(self, order: int, x: Interval) -> Interval:
+        """0 where sigma is constant on the interval, as its values at the ends decide; elsewhere nothing is claimed."""
+        x = x.to(torch.float64)
+        bounds = self.interval(x)
+        flat = (bounds.lower == bounds.upper) & (x.lower <= x.upper)
+        high = torch.zeros_like(x.lower).masked_fill(~flat, math.inf)
+        return Interval(-high, high)
+
+
+@dataclass(frozen=True, eq=False)
+class Floor(Step):
     """The largest integer not above z."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -38,7 +52,7 @@ class Floor(Elementwise):
 
 
 @dataclass(frozen=True, eq=False)
-class Sign(Elementwise):
+class Sign(Step):
     """-1, 0 or 1."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
