@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from curvverify.bounding.coupling.build import coupled_blocks
+from curvverify.bounding.coupling.weights import CoupledRows
 from curvverify.bounding.relaxation import Relaxation
 from curvverify.bounding.substitution import Rows, Substitution
 from curvverify.graph.layers import Graph
@@ -57,6 +59,8 @@ class Effort:
     memory: float = 8.0
     """GiB that the tensors of one pass may take; rows are cut into pieces that fit."""
     deadline: Deadline = field(default_factory=Deadline.never)
+    coupling: int = 0
+    """Levels of nonlinear nodes, from the input on, whose entries are bounded together."""
 
 
 def row_bounds(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) -> RowBounds:
@@ -64,19 +68,21 @@ def row_bounds(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) ->
 
     Frank-Wolfe searches in float32, and the last of the `effort.iterations` backward passes decides in float64.
     """
-    found = [
-        _piece(relaxation, node, rows[piece], effort) for piece in _pieces(relaxation, node, rows.count, effort.memory)
-    ]
+    found = [_piece(relaxation, node, rows[piece], effort) for piece in _pieces(relaxation, node, rows.count, effort)]
     return RowBounds(torch.cat([f.lower for f in found], 1), torch.cat([f.slope for f in found], 1))
 
 
 def _piece(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) -> RowBounds:
     if effort.deadline.passed:
         return _nothing(relaxation, rows)
-    search = Substitution(relaxation, node, rows, torch.float32)
+    blocks = coupled_blocks(relaxation, node, effort.coupling)
+    coupled = [CoupledRows(block) for block in blocks]
+    search = Substitution(relaxation, node, rows, torch.float32, coupled)
     for t in range(effort.iterations - 1):
         search.forward(search.backward(_smoothing(t), rigorous=False), _step(t))
-    decide = Substitution(relaxation, node, rows, torch.float64)
+        if effort.deadline.passed:
+            return _nothing(relaxation, rows)
+    decide = Substitution(relaxation, node, rows, torch.float64, coupled)
     decide.points = {i: tuple(z.double() for z in zs) for i, zs in search.points.items()}
     trace = decide.backward(_smoothing(effort.iterations - 1), rigorous=True)
     return RowBounds(trace.lower, trace.slope)
@@ -98,9 +104,10 @@ def optimised_row_bounds(
     """
     if effort.deadline.passed:
         return _nothing(relaxation, rows)
+    blocks = coupled_blocks(relaxation, node, effort.coupling)
     passes = [
-        Substitution(relaxation, node, rows[piece], torch.float64)
-        for piece in _pieces(relaxation, node, rows.count, effort.memory)
+        Substitution(relaxation, node, rows[piece], torch.float64, [CoupledRows(block) for block in blocks])
+        for piece in _pieces(relaxation, node, rows.count, effort)
     ]
     best: RowBounds | None = None
     for t in range(effort.iterations):
@@ -125,13 +132,16 @@ def _step(t: int) -> float:
     return 2.0 / (t + 3)
 
 
-def _pieces(relaxation: Relaxation, node: int, rows: int, memory: float, together: int = 1) -> list[slice]:
-    """Consecutive ranges of rows, multiples of `together` long, whose passes fit into the memory (GiB)."""
+def _pieces(relaxation: Relaxation, node: int, rows: int, effort: Effort, together: int = 1) -> list[slice]:
+    """Consecutive ranges of rows, multiples of `together` long, whose passes fit into the memory."""
     graph = relaxation.graph
     sizes = [graph.nodes[i].size for i in graph.ancestors[node]]
     stored = sum(graph.nodes[i].size for i in graph.ancestors[node] if graph.nodes[i].nonlinear)
-    per_row = 8 * relaxation.box.lower.shape[0] * (4 * stored + 6 * max(sizes) + 2 * sizes[0])
-    count = together * max(1, int(min(memory, PIECE) * 2**30 / (per_row * together)))
+    squares = 0
+    if effort.coupling and not effort.deadline.passed:
+        squares = sum(block.size**2 for block in coupled_blocks(relaxation, node, effort.coupling))
+    per_row = 8 * relaxation.box.lower.shape[0] * (4 * stored + 6 * max(sizes) + 2 * sizes[0] + 4 * squares)
+    count = together * max(1, int(min(effort.memory, PIECE) * 2**30 / (per_row * together)))
     return [slice(i, min(i + count, rows)) for i in range(0, rows, count)]
 
 
@@ -162,7 +172,7 @@ def entry_bounds(relaxation: Relaxation, node: int, entries: Tensor, effort: Eff
         effort = replace(effort, iterations=1)  # affine in the input: the first pass is exact
     chosen, present = _packed(entries.flatten(1))
     lower, upper = old.lower.flatten(1).clone(), old.upper.flatten(1).clone()
-    for piece in _pieces(relaxation, node, 2 * chosen.shape[1], effort.memory, together=2):
+    for piece in _pieces(relaxation, node, 2 * chosen.shape[1], effort, together=2):
         index, here = chosen[:, piece.start // 2 : piece.stop // 2], present[:, piece.start // 2 : piece.stop // 2]
         rows = torch.zeros(*index.shape, lower.shape[1], dtype=torch.float64)
         rows.scatter_(2, index.unsqueeze(2), here.double().unsqueeze(2))

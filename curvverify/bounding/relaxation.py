@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from curvverify.bounding.interval import node_image
 from curvverify.graph.layers import Graph
 from curvverify.ops.base import Elementwise, Envelope, Linear
 from curvverify.types import Interval
+
+if TYPE_CHECKING:
+    from curvverify.bounding.coupling.block import Block
 
 SATURATION = 1e-4
 """Entries whose image is narrower than this are bounded by constants, which makes later products sparse."""
@@ -32,6 +36,8 @@ class Relaxation:
     magnitudes: list[Tensor] = field(default_factory=list)
     """Upper bounds on the sums of absolute terms that every node's value is made of: what rounding errs relative to."""
     saturation: float = SATURATION
+    blocks: dict[tuple[int, ...], Block | None] = field(default_factory=dict)
+    """Coupled entries by the nodes they belong to, see `coupling.build`."""
     _envelopes: dict[tuple[int, torch.dtype], Envelope] = field(default_factory=dict)
     _finite: dict[int, bool] = field(default_factory=dict)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from curvverify.numerics.rounding import TINY, gamma
 from curvverify.ops.base import Linear, Lines
 from curvverify.ops.product import Planes, Product
 from curvverify.types import Interval
+
+SWEEPS = 2
+"""Sweeps over the slabs' multipliers in the first pass; later ones start from the last multipliers, with one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,22 +42,61 @@ class Trace:
     """What one backward pass leaves behind for the forward pass: the lines of every nonlinear node."""
 
     slope: Tensor
-    """(B, R, *S_in): the row's linear form at the input."""
+    """(B, R, *S_in): the row's linear form at the input, less the multiples of slabs; its corner is the minimiser."""
+    constant: Tensor
+    slack: Tensor
+    """(B, R): what is added to it, and what both may be wrong by (0 where the pass was not rigorous)."""
     lower: Tensor
     """(B, R): the bound; rigorous where the pass was."""
     lines: dict[int, Lines | Planes]
 
 
-class Substitution:
-    """Backward and forward passes for R rows of one node over the relaxation's B boxes, in one dtype."""
+class Coupled(Protocol):
+    """Supporting lines that several nodes of one level share a price for, with a state of its own for every row.
 
-    def __init__(self, relaxation: Relaxation, node: int, rows: Rows, dtype: torch.dtype):
+    sum over the sites of row * sigma(z) >= sum of row * (slope z + intercept) - price, for the lines of `couple`.
+    """
+
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """Elementwise nodes, none of which depends on another."""
+        ...
+
+    def couple(
+        self,
+        rows: Mapping[int, Tensor],
+        points: Mapping[int, Tensor],
+        lines: Mapping[int, Lines],
+        rigorous: bool,
+    ) -> tuple[dict[int, Lines], Tensor]:
+        """The sites' lines for rows and points (B, R, *S), the given ones where no others pay, and the price (B, R).
+
+        Where not `rigorous`, the price may be left out.
+        """
+        ...
+
+    def relaxed(self, site: int, point: Tensor, value: Tensor) -> Tensor:
+        """What the relaxed function takes at the points (B, R, *S), given the lines' value there."""
+        ...
+
+
+class Substitution:
+    """Backward and forward passes for R rows of one node over the relaxation's B boxes, in one dtype.
+
+    The first backward pass takes plain lines; once a forward pass has set the points, the `coupled` sites share theirs.
+    """
+
+    def __init__(
+        self, relaxation: Relaxation, node: int, rows: Rows, dtype: torch.dtype, coupled: Sequence[Coupled] = ()
+    ):
         self.relaxation, self.node, self.dtype = relaxation, node, dtype
         self.graph = relaxation.graph.to(dtype)
         self.boxes = relaxation.box.lower.shape[0]
         self.rows = Rows(rows.coefficients.to(dtype), None if rows.input is None else rows.input.to(dtype))
-        self.order = relaxation.graph.ancestors[node]
+        self.order = relaxation.graph.by_level(node)
         self.points: dict[int, tuple[Tensor, ...]] = {}
+        self.coupled = {site: block for block in coupled for site in block.sites}
+        self.multipliers: Tensor | None = None
 
     def _interval(self, position: int) -> Interval:
         x = self.relaxation.intervals[position]
@@ -89,6 +133,11 @@ class Substitution:
         slack = torch.zeros_like(constant)
         lines: dict[int, Lines | Planes] = {}
         for position in reversed(order[1:]):
+            if position in self.coupled and position in self.points and position not in lines:
+                shared, price = self._coupled_lines(self.coupled[position], coefficients, smoothing, rigorous)
+                lines.update(shared)
+                constant = constant - price
+                slack = slack + gamma(2 * len(order) + 16) * price
             row = coefficients.pop(position, None)
             if row is None:
                 continue
@@ -101,7 +150,7 @@ class Substitution:
                     steps = node.op.terms + node.size + 2 * len(order) + 16
                     slack = slack + gamma(steps) * _weighted(row, self.relaxation.magnitudes[position])
             else:
-                line = lines[position] = self._lines(position, row, smoothing)
+                line = lines[position] = lines[position] if position in lines else self._lines(position, row, smoothing)
                 found = self._through_lines(line, row)
                 term = row * line.intercept
                 if not all(self.relaxation.finite(i) for i in node.inputs):
@@ -118,7 +167,17 @@ class Substitution:
         slope = torch.zeros(shape, dtype=self.dtype) if slope is None else slope
         if self.rows.input is not None:
             slope = slope + self.rows.input
-        return Trace(slope, self._concretise(slope, constant, slack, rigorous), lines)
+        slope, lower = self._concretise(slope, constant, slack, rigorous)
+        return Trace(slope, constant, slack, lower, lines)
+
+    def _coupled_lines(
+        self, block: Coupled, coefficients: Mapping[int, Tensor], smoothing: float, rigorous: bool
+    ) -> tuple[dict[int, Lines], Tensor]:
+        """The lines of a block's sites: the rows of all of them are complete, since they are of one level."""
+        rows = {i: coefficients[i] for i in block.sites if i in self.points}
+        plain = {i: self._lines(i, row, smoothing) for i, row in rows.items()}
+        points = {i: self.points[i][0] for i in rows}
+        return block.couple(rows, points, {i: x for i, x in plain.items() if isinstance(x, Lines)}, rigorous)
 
     def _through_linear(self, position: int, row: Tensor) -> tuple[Tensor, ...]:
         op = self.graph.nodes[position].op
@@ -137,18 +196,31 @@ class Substitution:
         total = constant.abs().flatten(2).sum(-1)
         for i, a in zip(inputs, found, strict=True):
             total = total + _weighted(a, self.relaxation.intervals[i].magnitude)
-        return total.nan_to_num(nan=torch.inf)
+        return total.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
-    def _concretise(self, slope: Tensor, constant: Tensor, slack: Tensor, rigorous: bool) -> Tensor:
-        """min over the box of slope.x + constant, less the slack."""
-        box = self._interval(0)
+    def _concretise(self, slope: Tensor, constant: Tensor, slack: Tensor, rigorous: bool) -> tuple[Tensor, Tensor]:
+        """min over the box, within its slabs, of slope.x + constant, less the slack; after what is left of the slope.
+
+        Sound because: of weak duality, see `slabs`, whatever the multipliers; each of their products is rounded once,
+        and joins the sums that gamma_n counts.
+        """
+        box, slabs = self._interval(0), self.relaxation.slabs
+        absolute, terms = slope, constant.abs()
+        if slabs is not None:
+            first = self.multipliers is None
+            self.multipliers = slabs.multipliers(slope, box, self.multipliers, SWEEPS if first else 1)
+            eta = self.multipliers.to(slope.dtype)
+            slope = slabs.reduced(slope, eta)
+            constant = constant + slabs.support(eta)
+            if rigorous:
+                terms = terms + slabs.size(eta, self.relaxation.box.magnitude)
         centre, radius = box.centre.unsqueeze(1), (0.5 * box.width).unsqueeze(1)
         value = (slope * centre - slope.abs() * radius).flatten(2).sum(-1) + constant
         if rigorous:
-            n = self.graph.nodes[0].size + 2 * len(self.order) + 16
-            slack = slack + gamma(n) * (_weighted(slope, self.relaxation.box.magnitude) + constant.abs())
+            n = self.graph.nodes[0].size + 2 * len(self.order) + 16 + 4 * (0 if slabs is None else slabs.count)
+            slack = slack + gamma(n) * (_weighted(absolute, self.relaxation.box.magnitude) + terms)
             value = value - (1.01 * slack + TINY)
-        return value.nan_to_num(nan=-torch.inf)
+        return slope, value.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
     def forward(self, trace: Trace, step: float) -> None:
         """Move the points towards where the relaxed network takes its minimum over the box."""
@@ -182,6 +254,8 @@ class Substitution:
             value = line.slope_u * moved[0] + line.slope_v * moved[1] + line.intercept
         else:
             value = torch.addcmul(line.intercept, line.slope, moved[0])
+            if position in self.coupled:
+                value = self.coupled[position].relaxed(position, moved[0], value)
         return value if all(self.relaxation.finite(i) for i in node.inputs) else value.nan_to_num(0.0, 0.0, 0.0)
 
 

@@ -91,6 +91,19 @@ class Graph:
             found.append(frozenset({position}).union(*(found[i] for i in node.inputs)))
         return tuple(tuple(sorted(s)) for s in found)
 
+    @cached_property
+    def levels(self) -> tuple[int, ...]:
+        """For every node, the largest number of nonlinear nodes on a way from the input to it, itself excluded."""
+        found: list[int] = []
+        for node in self.nodes:
+            found.append(max((found[i] + self.nodes[i].nonlinear for i in node.inputs), default=0))
+        return tuple(found)
+
+    def by_level(self, node: int) -> tuple[int, ...]:
+        """The positions a node depends on, itself last: level by level, the nonlinear ones at the end of theirs."""
+        levels, nodes = self.levels, self.nodes
+        return tuple(sorted(self.ancestors[node], key=lambda i: (levels[i], nodes[i].nonlinear, i)))
+
     def values(self, x: Tensor) -> list[Tensor]:
         """The value of every node at the inputs x, (B, *input_shape) -> one (B, *S) per node."""
         found: list[Tensor] = [x]

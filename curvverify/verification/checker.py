@@ -33,7 +33,10 @@ class Checked:
 
     def unsettled(self) -> Checked:
         """The subproblems that are still open."""
-        index = self.problems.unsettled
+        return self[self.problems.unsettled]
+
+    def __getitem__(self, index: Tensor) -> Checked:
+        """Some of the subproblems."""
         bounds = RowBounds(self.bounds.lower[index], self.bounds.slope[index])
         return Checked(self.problems[index], self.rows, bounds, self.relaxation.select(index))
 
@@ -83,7 +86,7 @@ class Checker:
     def _settle(self, problems: Subproblems, rows: Tensor, lower: Tensor, output: Interval) -> Subproblems:
         slack = self.property.coefficient_slack(rows, output.magnitude.flatten(1), problems.box.magnitude)
         every = torch.full((len(problems), len(self.property.output)), -torch.inf, dtype=torch.float64)
-        every[:, rows] = (lower - slack).nan_to_num(nan=-torch.inf)
+        every[:, rows] = (lower - slack).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         return problems.proved(self.property.margins(problems.group, every))
 
     def _box(self, problems: Subproblems) -> Interval:

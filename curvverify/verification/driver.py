@@ -1,4 +1,4 @@
-"""The driver: parse, falsify briefly, interval, linear, refine, branch; one deadline for all."""
+"""The driver: parse, falsify briefly, interval, linear, refine, coupled, branch; one deadline for all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from curvverify.bounding.linear import Effort
 from curvverify.errors import UnreadableError
@@ -17,7 +18,7 @@ from curvverify.graph import LoadedModel, load
 from curvverify.graph.replay import Replayer
 from curvverify.spec import load_query
 from curvverify.spec.query import Query
-from curvverify.types import Deadline, Verdict
+from curvverify.types import Deadline, Interval, Verdict
 from curvverify.verification.branch import Branching, attack_minima
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
@@ -36,6 +37,15 @@ log = logging.getLogger("curvverify")
 
 SAFETY = 0.95
 """Fraction of the time limit after which the best bound so far is returned."""
+
+COUPLED_BOX = 0.1
+"""GiB that the tables and matrices of one coupled level of one box may take."""
+
+COUPLED_SHARE, DEARER = 0.4, 3.0
+"""Coupling more levels may take this share of the time left; it is expected to take so many times the last step's."""
+
+WORTH = 0.05
+"""Coupling goes on, with more levels, while the last step took away this share of the deepest shortfall."""
 
 
 def verify(
@@ -79,6 +89,17 @@ def _check_sizes(loaded: LoadedModel, query: Query) -> None:
                 f"{query.path or 'query'} declares {declared} {what} variables, but the network {loaded.name} has "
                 f"{actual}: the two do not belong together"
             )
+
+
+def _free(box: Interval) -> int:
+    """The largest number of coordinates that are not fixed, over the boxes (B, n)."""
+    return int((box.width > 1e-7).sum(1).max()) if len(box.lower) else 0
+
+
+def _paid(before: Subproblems, after: Subproblems) -> bool:
+    """Whether the bounds in between have raised the worst margin noticeably, or settled something."""
+    old, new = float(before.margin_lower.min()), float(after.margin_lower.min())
+    return int(after.open.sum()) < int(before.open.sum()) or new - old > WORTH * abs(old)
 
 
 @dataclass(eq=False)
@@ -147,34 +168,63 @@ class _Run:
         return self._account("interval", begun, before, concatenate(parts))
 
     def _linear(self, problems: Subproblems) -> tuple[list[Checked], Subproblems, Witness | None]:
-        """Plain linear bounds on everything open, then optimised ones on what they leave open.
+        """Plain linear bounds on everything open, then optimised and coupled ones on what they leave open.
 
         In between, the points at which the relaxed rows take their minima are attacked.
         """
         options = self.options
         index = problems.unsettled
         roots: list[Checked] = []
-        for name, iterations in (("linear", 1), ("refine", 3), ("refine more", options.refine_iterations)):
+        for name, iterations, levels in self._efforts(_free(problems.box)):
             rows = max(2 * iterations, options.property_iterations)
-            if not index.numel() or self.deadline.passed or iterations > max(1, options.refine_iterations):
+            if not index.numel() or self.deadline.passed:
                 break
             begun, before = time.monotonic(), int(problems.open.sum())
             self.progress(f"{name}: {before} open disjuncts")
-            effort = Effort(iterations, options.memory, self.deadline)
+            effort = Effort(iterations, options.memory, self.deadline, levels)
             if roots:
-                roots = [self._again(root, effort, rows) for root in roots]
+                parts = [root[part] for root in roots for part in self._parts(len(root.problems), levels)]
+                roots = [self._again(part, effort, rows) for part in parts]
             else:
                 pieces = [index[piece] for piece in self._pieces(len(index), 16.0)]
                 roots = [self.checker.linear(problems[piece], effort, rows) for piece in pieces]
             found = concatenate([root.problems for root in roots])
-            problems = self._account(name, begun, before, problems.replaced(index, found))
+            last, problems = problems, self._account(name, begun, before, problems.replaced(index, found))
             roots = [root.unsettled() for root in roots if root.problems.open.any()]
             index = problems.unsettled
             for root in roots:
                 witness = attack_minima(root, self.falsifier, self.deadline.sooner(options.attack_seconds))
                 if witness is not None:
                     return roots, problems, witness
+            spent = time.monotonic() - begun
+            if levels and not (_paid(last, problems) and DEARER * spent < COUPLED_SHARE * self.deadline.remaining):
+                break
         return roots, problems, None
+
+    def _efforts(self, free: int) -> Iterator[tuple[str, int, int]]:
+        """Name, Frank-Wolfe iterations and coupled levels of the stages with linear bounds, the cheapest first.
+
+        `free` inputs: few of them are split instead of coupled.
+        """
+        options, graph = self.options, self.loaded.graph
+        yield "linear", 1, 0
+        if options.refine_iterations >= 3:
+            yield "refine", 3, 0
+        depth = min(options.coupling_levels, max((graph.levels[i] + 1 for i in graph.nonlinear), default=0))
+        if not options.coupling or free <= options.coupling_inputs:
+            if options.refine_iterations > 3:
+                yield "refine more", options.refine_iterations, 0
+            return
+        levels = 1
+        while levels <= depth:
+            yield f"coupled {levels}", options.coupling_iterations + levels - 1, levels
+            levels = max(levels + 1, min(2 * levels, depth))
+
+    def _parts(self, boxes: int, levels: int) -> Sequence[Tensor]:
+        """Positions of the boxes that are bounded at once: all of them, or as many as tables and matrices allow."""
+        if not levels:
+            return [torch.arange(boxes)]
+        return torch.arange(boxes).split(max(1, int(self.options.memory / (COUPLED_BOX * levels))))
 
     def _again(self, root: Checked, effort: Effort, rows: int) -> Checked:
         """Bound the same subproblems once more, within the node bounds that are known."""
@@ -185,7 +235,7 @@ class _Run:
         """Split the roots' boxes; the root problems with what the branches proved of them."""
         begun, before = time.monotonic(), int(problems.open.sum())
         options = self.options
-        free = max(int((root.problems.box.width > 1e-7).sum(1).max()) for root in roots)
+        free = max(_free(root.problems.box) for root in roots)
         by_input = free <= options.branch_inputs
         branching = Branching(
             self.checker, self.falsifier, options.memory, options.branch_batch, by_input, self.progress

@@ -23,7 +23,13 @@ class Options:
     attack_seconds: float = option(4.0, "longest falsification burst")
     attack_rounds: int = option(8, "rounds of new starts for what bounds leave open; the first burst is one round")
     attack_starts: int = option(32, "random starts per burst and disjunct, beside the centre and corners")
-    refine_iterations: int = option(8, "most Frank-Wolfe iterations for intermediate nodes (1, 3, then these)")
+    refine_iterations: int = option(
+        8, "most Frank-Wolfe iterations for intermediate nodes (1, 3, these if not coupled)"
+    )
+    coupling: bool = option(True, "bound the curvature of many activations together where single bounds do not suffice")
+    coupling_iterations: int = option(5, "Frank-Wolfe iterations for intermediate nodes of coupled bounds")
+    coupling_inputs: int = option(12, "most free inputs for which nothing is coupled: splitting them is better")
+    coupling_levels: int = option(8, "most levels of activations that are coupled, from the input on")
     property_iterations: int = option(6, "Frank-Wolfe iterations for the rows of the property, at least")
     branch: bool = option(True, "split what stays open")
     branch_inputs: int = option(64, "most free inputs for which the input is split; above, activations are")

@@ -219,3 +219,25 @@ def test_splitting_activations_decides_what_bounds_leave_open() -> None:
 def test_senseless_options_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Options(**wrong)  # type: ignore[arg-type]
+
+
+def test_coupled_bounds_decide_what_single_ones_leave_open() -> None:
+    """A threshold between the plain and the coupled root bound of a ReLU network with 20 inputs."""
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 30), nn.ReLU(), nn.Linear(30, 1))
+    model = load(module, shapes=(1, 20))
+    least = float(model.graph(torch.rand(20000, 1, 20, dtype=torch.float64).round() - 0.5).min())
+    plain = Options(timeout=60.0, attack_rounds=1, branch=False, coupling=False, threads=1)
+    coupled = Options(timeout=60.0, attack_rounds=1, branch=False, threads=1)
+
+    def asked(threshold: float):
+        return query(20, 1, *box(20, -0.5, 0.5), f"(<= Y_0 {threshold:.6f})")
+
+    beyond = least - 0.5 * abs(least)
+    margins = [curvverify.verify(model, asked(beyond), options).margin_lower for options in (plain, coupled)]
+    assert margins[0] < min(margins[1], 0.0)
+    between = asked(beyond + 0.5 * (margins[0] + min(margins[1], 0.0)))
+    assert curvverify.verify(model, between, plain).verdict is Verdict.UNKNOWN
+    result = curvverify.verify(model, between, coupled)
+    assert result.verdict is Verdict.VERIFIED
+    assert str(result.disjuncts[0].settled_by).startswith("coupled")

@@ -52,7 +52,7 @@ def _diagonal(analysis: Analysis, row: Tensor, scale: Tensor) -> Tensor:
     found = row_constants(analysis.setting, rows, known, analysis.maps, analysis.bends)
     amount = -float(found.lower[0])
     q = round_up(round_up(amount / scale) / scale) if amount else torch.zeros_like(scale)
-    return torch.where(scale > 0, q.nan_to_num(nan=torch.inf), 0.0)
+    return torch.where(scale > 0, q.nan_to_num(nan=torch.inf, posinf=torch.inf), 0.0)
 
 
 def _weights(analysis: Analysis, radius: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def _clipped(
     """Both intersected with what each says of the other, and with the gains of the centred maps."""
     magnitude = F.magnitude.flatten(1)
     own = enlarge(magnitude.square().sum(1).sqrt(), gamma(magnitude.shape[1] + 8))
-    norm = torch.minimum(norm, own.nan_to_num(nan=torch.inf))
+    norm = torch.minimum(norm, own.nan_to_num(nan=torch.inf, posinf=torch.inf))
     output = setting.graph.output
     if maps is not None and v in maps.sources and output in maps.targets:
         norm = torch.minimum(norm, maps.row_gains(output, v, rows.flatten(1)))

@@ -97,7 +97,7 @@ def _linear(setting: Setting, node: int, op: Linear, inputs: list[Constants]) ->
         finite = all(bool(v.isfinite().all()) for v in values)
         by_norm = total(*(scaled(r, n) for r, n in zip(rows, norms_of, strict=True)))
         if not finite:
-            values = [v.nan_to_num(nan=math.inf) for v in values]
+            values = [v.nan_to_num(nan=math.inf, posinf=math.inf) for v in values]
         by_entry = op.absolute(*(v.unsqueeze(0) for v in values), bias=False)[0]
         return torch.minimum(enlarge(by_entry, gamma(op.terms + 8)), by_norm)
 

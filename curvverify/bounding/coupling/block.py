@@ -1,0 +1,97 @@
+"""One block: the coupled entries of one level of a network over input boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from curvverify.bounding.coupling.generators import Generators
+from curvverify.bounding.coupling.groups import alike
+from curvverify.bounding.coupling.hulls import Hulls
+from curvverify.types import Interval
+
+GROUPS = 256
+"""Most groups of generators that share their p."""
+
+GRAM_NUMBERS = 2**21
+"""Most numbers in the Gram matrices of all groups, for each box."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Some entries of the argument of an elementwise node."""
+
+    node: int
+    entries: Tensor
+    """(B, n): flat positions, distinct in every box."""
+    hulls: Hulls
+    image: Interval
+    """Bounds (B, 1, n) on the function there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Sites with n entries together, and the Gram matrices of their generators, group by group.
+
+    sum_i xi_i^2 over group g is at most budget_g; gram_g = sum of x_i x_i^T over its columns x_i, up to roundings.
+    """
+
+    sites: tuple[Site, ...]
+    error: Tensor
+    """(B, n): how far entries may be from their generators' combination."""
+    gram: Tensor
+    """(B, G, n * n) in float64."""
+    budget: Tensor
+    """(G,)"""
+    reach: Tensor
+    """(B, n): sum of |G_ki|."""
+    terms: int
+    """How many products one entry of all Gram matrices together is summed from."""
+    start: Tensor
+    """(2, n): see `Hulls.start`."""
+    _converted: dict[torch.dtype, Block] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def size(self) -> int:
+        return self.error.shape[1]
+
+    @property
+    def diagonal(self) -> Tensor:
+        """(B, G, n)."""
+        n = self.size
+        return self.gram.reshape(*self.gram.shape[:2], n, n).diagonal(dim1=-2, dim2=-1)
+
+    def to(self, dtype: torch.dtype) -> Block:
+        """The same in another dtype, converted once."""
+        if dtype == self.gram.dtype:
+            return self
+        if dtype not in self._converted:
+            sites = tuple(replace(s, hulls=s.hulls.to(dtype), image=s.image.to(dtype)) for s in self.sites)
+            tensors = {k: getattr(self, k).to(dtype) for k in ("error", "gram", "budget", "reach", "start")}
+            self._converted[dtype] = replace(self, sites=sites, **tensors)
+        return self._converted[dtype]
+
+
+def make_block(sites: tuple[Site, ...], generators: Generators, caution: float = 1.0, ball: bool = False) -> Block:
+    """The block of the sites' entries in their order; `ball`: xi is in the unit l_2 ball instead of the box.
+
+    `caution` multiplies the first coefficients.
+    """
+    found = generators.without_empty()
+    columns = found.columns
+    boxes, n, count = columns.shape
+    most = 1 if ball else max(1, min(GROUPS, GRAM_NUMBERS // max(1, n * n)))
+    labels = alike(columns.sum(0), most)
+    groups = int(labels.max()) + 1 if count else 1
+    gram = torch.zeros(boxes, groups, n, n, dtype=torch.float64)
+    order, sizes = labels.argsort(), torch.bincount(labels, minlength=groups)
+    for g, members in enumerate(order.split(sizes.tolist())):
+        part = columns[:, :, members]
+        torch.bmm(part, part.mT, out=gram[:, g]) if boxes == 1 else gram[:, g].copy_(part @ part.mT)
+    budget = torch.ones(1, dtype=torch.float64) if ball else sizes.double()
+    reach = columns.abs().sum(2)
+    starts = [torch.tensor([caution * s.hulls.start[0], s.hulls.start[1]]) for s in sites]
+    start = torch.stack([t for s, t in zip(sites, starts, strict=True) for _ in range(s.entries.shape[1])], 1)
+    return Block(sites, found.error, gram.flatten(2), budget, reach, count + groups, start)
