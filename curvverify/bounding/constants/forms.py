@@ -24,7 +24,7 @@ from curvverify.bounding.constants.gradients import Derivatives, interval_produc
 from curvverify.bounding.constants.maps import CentredMaps
 from curvverify.bounding.constants.second_order import Bends, weighted_upper
 from curvverify.bounding.constants.setting import Setting
-from curvverify.bounding.constants.values import Constants, scaled, total
+from curvverify.bounding.constants.values import Constants, plus, scaled, times, total
 from curvverify.numerics.norms import largest_eigenvalue_upper, matrix_weighted_norm_upper
 from curvverify.numerics.norms.scaling import enlarge
 from curvverify.numerics.rounding import TINY, gamma
@@ -64,7 +64,10 @@ class Forms:
             return total(rest, *(self._alone(t) for t in terms)), False
         apart = total(rest, self._together(affine, count), *(self._alone(t) for t in others))
         if others and self._local:
-            apart = torch.minimum(apart, total(rest, self._together(terms, count)))
+            worth = (total(rest, self._away(terms, count)) < apart).nonzero().squeeze(1)
+            if len(worth):
+                some = [Term(t.node, t.edge[worth], t.norm[worth]) for t in terms]
+                apart[worth] = torch.minimum(apart[worth], total(rest[worth], self._together(some, len(worth))))
         return apart, len(terms) == 1 == len(affine) and not bool(rest.any())
 
     @property
@@ -100,6 +103,17 @@ class Forms:
         form = torch.minimum(scaled(whole, whole), enlarge(by_entry.sum(1), gamma(edge.shape[1] + 8)))
         return torch.minimum(form, scaled(term.norm, self.bends[term.node]))
 
+    def _away(self, terms: list[Term], count: int) -> Tensor:
+        """Upper bounds (R) on sum_j sup E_j^T diag(p_j) E_j: what the form as one matrix costs at least."""
+        amount = torch.zeros(count, dtype=torch.float64)
+        for term in terms:
+            (z,) = self.setting.graph.nodes[term.node].inputs
+            if self.maps is None or z not in self.maps.targets:
+                return torch.full((count,), torch.inf, dtype=torch.float64)
+            away = self.maps.remainder(z, self.known)
+            amount = total(amount, scaled(term.edge.clamp(min=0.0).amax(1), away, away))
+        return amount
+
     def _together(self, terms: list[Term], count: int) -> Tensor:
         """Upper bounds (R) on the sum of several terms as one matrix; inf where a term has no map or is unbounded."""
         maps = self.maps
@@ -107,29 +121,53 @@ class Forms:
             return torch.zeros(count, dtype=torch.float64)
         if maps is None or not all(bool(t.edge.isfinite().all()) for t in terms):
             return torch.full((count,), torch.inf, dtype=torch.float64)
-        n = self.setting.graph.nodes[0].size
-        matrix, error = torch.zeros(count, n, n, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-        for term in terms:
-            (z,) = self.setting.graph.nodes[term.node].inputs
-            if z not in maps.targets:
-                return torch.full((count,), torch.inf, dtype=torch.float64)
-            positive = scaled(term.edge.clamp(min=0.0).amax(1), 1.0)
-            away = maps.remainder(z, self.known)
-            error = total(error, scaled(positive, away, away))
-            found = maps.maps.get((z, 0))
-            if found is None:
+        inputs = [self.setting.graph.nodes[t.node].inputs[0] for t in terms]
+        found = [maps.maps.get((z, 0)) for z in inputs]
+        basis = _basis([m.matrix for m in found if m is not None])
+        n = self.setting.graph.nodes[0].size if basis is None else basis.columns.shape[1]
+        matrix, error = torch.zeros(count, n, n, dtype=torch.float64), self._away(terms, count)
+        for term, z, map_ in zip(terms, inputs, found, strict=True):
+            if map_ is None:
                 continue
+            W, off = (map_.matrix, map_.error) if basis is None else basis.coordinates(map_.matrix, map_.error)
             size = term.edge.abs()
-            norms = matrix_weighted_norm_upper(found.matrix.unsqueeze(0), left=size)
-            norms = total(norms, scaled(size.amax(1), found.error))
-            matrix = matrix + _grams(found.matrix, term.edge)
+            norms = total(matrix_weighted_norm_upper(W.unsqueeze(0), left=size), scaled(size.amax(1), off))
+            matrix = matrix + _grams(W, term.edge)
             rounding = 2.0**-52 * matrix.flatten(1).square().sum(1).sqrt()
-            error = total(error, rounding, _gram_errors(found.matrix, found.error, term.edge), scaled(norms, 2.0, away))
+            away = maps.remainder(z, self.known)
+            error = total(error, rounding, _gram_errors(W, off, term.edge), scaled(norms, 2.0, away))
         top = torch.full((count,), torch.inf, dtype=torch.float64)
         finite = error.isfinite()
         if bool(finite.any()):
             top[finite] = largest_eigenvalue_upper(matrix[finite], error[finite]).clamp(min=0.0)
-        return top
+        return top if basis is None else scaled(top, basis.stretch)
+
+
+@dataclass(frozen=True, eq=False)
+class _Basis:
+    """Nearly orthonormal columns (n, k) that span the rows of some matrices; ||columns||^2 <= stretch."""
+
+    columns: Tensor
+    stretch: float
+
+    def coordinates(self, M: Tensor, error: float) -> tuple[Tensor, float]:
+        """(B, e): M = B columns^T up to e in spectral norm, `error` in M included."""
+        B = M @ self.columns
+        rest = M - B @ self.columns.T
+        size = float(M.norm()) + float(B.norm()) * float(self.columns.norm())
+        return B, plus(error, times(float(rest.norm()), 1.001), times(size, gamma(2 * M.shape[1] + 16)))
+
+
+def _basis(matrices: list[Tensor]) -> _Basis | None:
+    """A basis of fewer directions than there are inputs, where the matrices have so few rows; else None."""
+    n = matrices[0].shape[1] if matrices else 0
+    if sum(len(m) for m in matrices) > 0.7 * n:
+        return None
+    columns = torch.linalg.qr(torch.cat(matrices).T).Q
+    gap = columns.T @ columns
+    gap.diagonal().sub_(1.0)
+    slack = gamma(2 * n + 16) * float(columns.norm()) ** 2
+    return _Basis(columns, plus(1.0, times(float(gap.norm()), 1.001), slack))
 
 
 def _grams(W: Tensor, weights: Tensor) -> Tensor:

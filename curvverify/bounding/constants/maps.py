@@ -21,9 +21,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvverify.bounding.constants.linearised import Map, Slot, push, slots_and_centres
 from curvverify.bounding.constants.setting import Setting
 from curvverify.bounding.constants.values import Constants, largest, length, plus, scaled, times, total
-from curvverify.graph.layers import Node
 from curvverify.numerics.norms import (
     matrix_column_norms_upper,
     matrix_infinity_norm_upper,
@@ -33,7 +33,6 @@ from curvverify.numerics.norms import (
 )
 from curvverify.numerics.norms.scaling import enlarge
 from curvverify.numerics.rounding import gamma, round_up
-from curvverify.ops.base import Linear
 
 ENTRIES = 2**25
 """Largest number of entries of all matrices M_vj together; networks with more are bounded operator by operator."""
@@ -42,27 +41,22 @@ SIDE = 2048
 """Largest shorter side of one of them."""
 
 
-@dataclass(frozen=True, eq=False)
-class Map:
-    """M (size_v, size_j) in float64, and for every row a bound (size_v) on the l_2 norm of its error."""
+@dataclass(frozen=True)
+class Side:
+    """The radii of one slot of a source as weights, or their roots."""
 
-    matrix: Tensor
-    row_error: Tensor
-
-    @property
-    def error(self) -> float:
-        """Bound on the error's spectral norm."""
-        return length(self.row_error)
+    source: int
+    slot: int
+    root: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
-    """One input of a source: its remainder is diag(d) D(input), |d| <= radius; or a block, of slope `lipschitz`."""
+class Leg:
+    """||M d(remainder)|| <= ||M diag(weights)|| factor."""
 
-    input: int
-    radius: Tensor
-    """(size_j)."""
-    lipschitz: float = 1.0
+    side: Side
+    weights: Tensor
+    factor: float
 
 
 @dataclass(eq=False)
@@ -76,8 +70,10 @@ class CentredMaps:
     slots: dict[int, tuple[Slot, ...]]
     maps: dict[tuple[int, int], Map]
     """By (target, source), source 0 included; absent where M_vj = 0, though v may depend on j through a block."""
-    _norms: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    _norms: dict[tuple[int, int, Side | None, Side | None], float] = field(default_factory=dict)
     _gains: dict[tuple[int, int], float] = field(default_factory=dict)
+    _root_gains: dict[tuple[Side, int], float] = field(default_factory=dict)
+    _weighted: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @classmethod
     def build(cls, setting: Setting, targets: tuple[int, ...]) -> CentredMaps | None:
@@ -98,10 +94,10 @@ class CentredMaps:
             return None
         if any(min(size[v], size[j]) > SIDE for v, j in pairs):
             return None
-        slots, centres = _slots(setting, sources)
+        slots, centres = slots_and_centres(setting, sources)
         maps: dict[tuple[int, int], Map] = {}
         for j in (0, *sources):
-            maps |= _push(setting, centres, j, targets)
+            maps |= push(setting, centres, j, targets)
         return cls(setting, targets, sources, slots, maps)
 
     # -- norms -----------------------------------------------------------------------------------------------------
@@ -116,7 +112,7 @@ class CentredMaps:
 
     def direct(self, v: int) -> float:
         """Upper bound on ||M_v0|| from the input's norm to l_2; 0 where v does not depend on the input linearly."""
-        key = (v, 0, -1)
+        key = (v, 0, None, None)
         if key not in self._norms:
             found = self.maps.get((v, 0))
             if found is None:
@@ -138,53 +134,69 @@ class CentredMaps:
         sums = matrix_infinity_norm_upper(found.matrix.unsqueeze(1))
         return round_up(sums + scaled(found.row_error, self.setting.equivalence))
 
-    def norm(self, v: int, j: int, slot: int = -1) -> float:
-        """Upper bound on ||M_vj diag(radius of the slot)||; slot -1 stands for radius 1."""
-        key = (v, j, slot)
+    def norm(self, v: int, j: int, right: Side | None = None, left: Side | None = None) -> float:
+        """Upper bound on ||diag(left) M_vj diag(right)||; None means ones."""
+        key = (v, j, right, left)
         if key not in self._norms:
-            found = self.maps.get((v, j))
-            radius = None if slot < 0 else self.slots[j][slot].radius
-            if found is None:
-                self._norms[key] = 0.0
-            elif radius is None:
-                self._norms[key] = float(matrix_norm_upper(found.matrix, found.error))
-            elif bool((radius == radius[0]).all()):
-                self._norms[key] = times(float(radius[0]), self.norm(v, j)) if float(radius[0]) else 0.0
-            else:
-                bound = float(matrix_weighted_norm_upper(found.matrix, right=radius))
-                self._norms[key] = plus(bound, times(found.error, largest(radius)))
+            self._norms[key] = self._norm(v, j, self._weights(right), self._weights(left))
         return self._norms[key]
+
+    def _norm(self, v: int, j: int, right: Tensor | None, left: Tensor | None) -> float:
+        found = self.maps.get((v, j))
+        if found is None:
+            return 0.0
+        if left is None and right is None:
+            return float(matrix_norm_upper(found.matrix, found.error))
+        if left is None and right is not None and bool((right == right[0]).all()):
+            return times(float(right[0]), self.norm(v, j))
+        bound = float(matrix_weighted_norm_upper(found.matrix, left=left, right=right))
+        sizes = [largest(w) for w in (left, right) if w is not None]
+        return plus(bound, times(found.error, *sizes))
+
+    def _weights(self, side: Side | None) -> Tensor | None:
+        if side is None:
+            return None
+        slot = self.slots[side.source][side.slot]
+        return slot.root if side.root else slot.radius
+
+    def _legs(self, j: int, known: dict[int, Constants]) -> list[list[Leg]]:
+        """For every slot of a source, one or two ways to bound M d(remainder): ||M diag(w)|| times a factor."""
+        found = []
+        for number, slot in enumerate(self.slots[j]):
+            L = times(slot.lipschitz, known[slot.input].lipschitz.value)
+            legs = [Leg(Side(j, number), slot.radius, L)]
+            if slot.root is not None and slot.input in self.targets:
+                if (j, number) not in self._weighted:
+                    self._weighted[j, number] = float(self.weighted(slot.input, slot.root.unsqueeze(0), known)[0])
+                legs.append(Leg(Side(j, number, root=True), slot.root, self._weighted[j, number]))
+            found.append(legs)
+        return found
 
     # -- first order -----------------------------------------------------------------------------------------------
 
     def lipschitz(self, v: int, known: dict[int, Constants]) -> tuple[float, Tensor]:
         """(L, l): upper bounds for a target and its entries (*S), from those of the inputs of its sources."""
-        whole, rows = self.direct(v), self._direct_rows(v)
+        rows = self._direct_rows(v)
         for j in self.sources_of(v):
             found = self.maps.get((v, j))
             if found is None:
                 continue
-            for number, slot in enumerate(self.slots[j]):
-                inner = known[slot.input]
-                L = times(slot.lipschitz, inner.lipschitz.value)
-                whole = plus(whole, times(self.norm(v, j, number), L))
-                error = scaled(found.row_error, largest(slot.radius), L)
-                by_norm = scaled(_row_norms(found.matrix, slot.radius), L)
-                if slot.lipschitz == 1.0:
-                    spread = scaled(slot.radius, inner.entries.lipschitz.flatten())
-                    if bool(spread.isfinite().all()):
-                        by_entry = enlarge(found.matrix.abs() @ spread, gamma(len(spread) + 8))
-                        by_norm = torch.minimum(by_norm, by_entry)
-                rows = total(rows, by_norm, error)
-        return whole, rows.reshape(self.setting.graph.nodes[v].shape)
+            for slot, legs in zip(self.slots[j], self._legs(j, known), strict=True):
+                part = _least_leg(found.matrix, found.row_error, legs)
+                spread = scaled(slot.radius, known[slot.input].entries.lipschitz.flatten())
+                if slot.lipschitz == 1.0 and bool(spread.isfinite().all()):
+                    by_entry = enlarge(found.matrix.abs() @ spread, gamma(len(spread) + 8))
+                    part = torch.minimum(part, total(by_entry, scaled(found.row_error, length(spread))))
+                rows = total(rows, part)
+        return plus(self.direct(v), self.remainder(v, known)), rows.reshape(self.setting.graph.nodes[v].shape)
 
     def remainder(self, v: int, known: dict[int, Constants]) -> float:
         """Upper bound on sup ||Dv - M_v0||."""
         amount = 0.0
         for j in self.sources_of(v):
-            for number, slot in enumerate(self.slots[j]):
-                inner = times(slot.lipschitz, known[slot.input].lipschitz.value)
-                amount = plus(amount, times(self.norm(v, j, number), inner))
+            if (v, j) in self.maps:
+                for legs in self._legs(j, known):
+                    amount = plus(amount, min(times(self.norm(v, j, leg.side), leg.factor) for leg in legs))
         return amount
 
     def weighted(self, v: int, weights: Tensor, known: dict[int, Constants]) -> Tensor:
@@ -205,12 +217,12 @@ class CentredMaps:
             found = self.maps.get((v, j))
             if found is None:
                 continue
-            for slot in self.slots[j]:
-                L = times(slot.lipschitz, known[slot.input].lipschitz.value)
-                right = slot.radius.expand(len(weights), -1)
-                norms = matrix_weighted_norm_upper(found.matrix.unsqueeze(0), left=weights, right=right)
-                error = scaled(top, found.error, largest(slot.radius))
-                bound = total(bound, scaled(round_up(norms + error), L))
+            for legs in self._legs(j, known):
+                best = min(legs, key=lambda leg: times(self.norm(v, j, leg.side), leg.factor))
+                wide = best.weights.expand(len(weights), -1)
+                norms = matrix_weighted_norm_upper(found.matrix.unsqueeze(0), left=weights, right=wide)
+                error = scaled(top, found.error, largest(best.weights))
+                bound = total(bound, scaled(round_up(norms + error), best.factor))
         return bound
 
     # -- from a source to a target ---------------------------------------------------------------------------------
@@ -220,14 +232,35 @@ class CentredMaps:
         if j not in self.sources_of(v):
             return 0.0
         if (v, j) not in self._gains:
-            bound = self.norm(v, j)
-            for k in self.sources_of(v):
-                if k > j:
-                    for number, slot in enumerate(self.slots[k]):
-                        inner = times(slot.lipschitz, self.gain(slot.input, j))
-                        bound = plus(bound, times(self.norm(v, k, number), inner))
-            self._gains[v, j] = bound
+            self._gains[v, j] = self._gain(v, j, None)
         return self._gains[v, j]
+
+    def _root_gain(self, side: Side, j: int) -> float:
+        """The same to diag(root) z, z the input of a slot."""
+        key = (side, j)
+        if key not in self._root_gains:
+            z = self.slots[side.source][side.slot].input
+            self._root_gains[key] = self._gain(z, j, side) if j in self.sources_of(z) else 0.0
+        return self._root_gains[key]
+
+    def _gain_legs(self, k: int, j: int) -> list[list[Leg]]:
+        """`_legs` of source k for what comes from source j instead of the input."""
+        found = []
+        for number, slot in enumerate(self.slots[k]):
+            legs = [Leg(Side(k, number), slot.radius, times(slot.lipschitz, self.gain(slot.input, j)))]
+            if slot.root is not None and slot.input in self.targets and legs[0].factor:
+                side = Side(k, number, root=True)
+                legs.append(Leg(side, slot.root, self._root_gain(side, j)))
+            found.append(legs)
+        return found
+
+    def _gain(self, v: int, j: int, left: Side | None) -> float:
+        bound = self.norm(v, j, left=left)
+        for k in self.sources_of(v):
+            if k > j and (v, k) in self.maps:
+                for legs in self._gain_legs(k, j):
+                    bound = plus(bound, min(times(self.norm(v, k, leg.side, left), leg.factor) for leg in legs))
+        return bound
 
     def _combined(self, v: int, j: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """rows M_vj for rows (R, size_v), and bounds (R) on the l_2 norms of its errors."""
@@ -248,9 +281,8 @@ class CentredMaps:
         for k in self.sources_of(v):
             if k > j:
                 matrix, error = self._combined(v, k, rows)
-                for slot in self.slots[k]:
-                    norms = round_up(_row_norms(matrix, slot.radius) + scaled(error, largest(slot.radius)))
-                    bound = total(bound, scaled(norms, slot.lipschitz, self.gain(slot.input, j)))
+                for legs in self._gain_legs(k, j):
+                    bound = total(bound, _least_leg(matrix, error, legs))
         return bound
 
     def row_lipschitz(self, v: int, rows: Tensor, known: dict[int, Constants]) -> Tensor:
@@ -265,10 +297,8 @@ class CentredMaps:
                 bound = round_up(sums + scaled(error, self.setting.equivalence))
         for j in self.sources_of(v):
             matrix, error = self._combined(v, j, rows)
-            for slot in self.slots[j]:
-                L = times(slot.lipschitz, known[slot.input].lipschitz.value)
-                norms = round_up(_row_norms(matrix, slot.radius) + scaled(error, largest(slot.radius)))
-                bound = total(bound, scaled(norms, L))
+            for legs in self._legs(j, known):
+                bound = total(bound, _least_leg(matrix, error, legs))
         return bound
 
     def column_gains(self, v: int, j: int) -> Tensor:
@@ -280,11 +310,10 @@ class CentredMaps:
         if found is not None:
             bound = round_up(matrix_column_norms_upper(found.matrix) + found.error)
         for k in self.sources_of(v):
-            if k > j:
+            if k > j and (v, k) in self.maps:
                 for number, slot in enumerate(self.slots[k]):
-                    bound = total(
-                        bound, scaled(self.column_gains(slot.input, j), slot.lipschitz, self.norm(v, k, number))
-                    )
+                    gains = self.column_gains(slot.input, j)
+                    bound = total(bound, scaled(gains, slot.lipschitz, self.norm(v, k, Side(k, number))))
         return bound
 
     def affine(self, v: int) -> bool:
@@ -292,87 +321,15 @@ class CentredMaps:
         return not self.sources_of(v)
 
 
+def _least_leg(matrix: Tensor, error: Tensor, legs: list[Leg]) -> Tensor:
+    """The least, for every row, of ||row diag(weights)|| factor over the legs, the rows being off by `error`."""
+    bounds = []
+    for leg in legs:
+        norms = round_up(_row_norms(matrix, leg.weights) + scaled(error, largest(leg.weights)))
+        bounds.append(scaled(norms, leg.factor))
+    return torch.stack(bounds).amin(0)
+
+
 def _row_norms(matrix: Tensor, radius: Tensor) -> Tensor:
     """Upper bounds on the l_2 norms of the rows of M diag(radius)."""
     return enlarge(matrix_row_norms_upper(matrix * radius), gamma(4))
-
-
-def _slots(setting: Setting, sources: tuple[int, ...]) -> tuple[dict[int, tuple[Slot, ...]], dict[int, list[Tensor]]]:
-    """The slots of every source, and its centre slope for every input (none for a block)."""
-    slots: dict[int, tuple[Slot, ...]] = {}
-    centres: dict[int, list[Tensor]] = {}
-    for j in sources:
-        node = setting.graph.nodes[j]
-        block = setting.structure.blocks.get(j)
-        if block is not None:
-            ones = torch.ones(node.size, dtype=torch.float64)
-            slots[j], centres[j] = (Slot(block.input, ones, block.lipschitz),), []
-            continue
-        found = []
-        centres[j] = [s.centre for s in setting.slopes[j]]
-        for i, slope, centre in zip(node.inputs, setting.slopes[j], centres[j], strict=True):
-            radius = round_up(torch.maximum(slope.upper - centre, centre - slope.lower))
-            radius = torch.where(slope.upper == slope.lower, 0.0, radius)
-            found.append(Slot(i, radius.flatten()))
-        slots[j] = tuple(found)
-    return slots, centres
-
-
-def _push(
-    setting: Setting, centres: dict[int, list[Tensor]], source: int, targets: tuple[int, ...]
-) -> dict[tuple[int, int], Map]:
-    """M_vj for one source and all targets: the identity sent through the linear network.
-
-    Sound because: every row of the result errs by at most gamma(all operations on the way) times the sum of its
-    absolute terms, which one pass of absolute values gives.
-    """
-    graph = setting.graph
-    node = graph.nodes[source]
-    scale = setting.scale.flatten() if source == 0 else torch.ones(node.size, dtype=torch.float64)
-    values = {source: torch.diag(scale).reshape(-1, *node.shape)}
-    sizes = {source: scale.reshape(1, *node.shape)}
-    found: dict[tuple[int, int], Map] = {}
-    if source in targets:
-        matrix = torch.diag(scale)
-        found[source, source] = Map(matrix, torch.zeros(len(scale), dtype=torch.float64))
-    steps = 8
-    for v in range(source + 1, max(targets) + 1):
-        later = graph.nodes[v]
-        inputs = [i for i in later.inputs if i in values]
-        if not inputs or v in setting.opaque or (later.nonlinear and v not in centres):
-            continue
-        if v in setting.structure.blocks:
-            continue
-        steps += _steps(later)
-        values[v], sizes[v] = (
-            _through(graph.nodes, later, centres.get(v), values),
-            _through(graph.nodes, later, centres.get(v), sizes, absolute=True),
-        )
-        if v in targets:
-            matrix = values[v].reshape(len(scale), -1).T.contiguous()
-            found[v, source] = Map(matrix, scaled(sizes[v].flatten(), gamma(steps)))
-    return found
-
-
-def _steps(node: Node) -> int:
-    return node.op.terms + 4 if isinstance(node.op, Linear) else 4
-
-
-def _through(
-    nodes: tuple[Node, ...],
-    node: Node,
-    centre: list[Tensor] | None,
-    values: dict[int, Tensor],
-    absolute: bool = False,
-) -> Tensor:
-    """One node of the linear network; inputs that do not depend on the source are 0."""
-    batch = next(iter(values.values())).shape[0]
-    inputs = [
-        values[i] if i in values else torch.zeros(batch, *nodes[i].shape, dtype=torch.float64) for i in node.inputs
-    ]
-    if centre is None:
-        assert isinstance(node.op, Linear)
-        return node.op.absolute(*inputs, bias=False) if absolute else node.op.forward(*inputs, bias=False)
-    slopes = [c.abs() for c in centre] if absolute else centre
-    terms = [c * x for c, x in zip(slopes, inputs, strict=True)]
-    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
