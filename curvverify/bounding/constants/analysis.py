@@ -11,7 +11,7 @@ from torch import Tensor
 from curvverify.bounding.constants.maps import CentredMaps
 from curvverify.bounding.constants.rows import RowConstants, row_constants
 from curvverify.bounding.constants.rules import block_constants, input_constants, node_constants
-from curvverify.bounding.constants.second_order import Bends, layered_curvature
+from curvverify.bounding.constants.second_order import Bends, layered_curvature, layered_third_order
 from curvverify.bounding.constants.setting import Setting
 from curvverify.bounding.constants.values import Bound, Constants, Entries, length
 from curvverify.graph.layers import Graph
@@ -83,12 +83,15 @@ def _improved(
 ) -> Constants:
     """With the loop transformation's constants of a target; known holds the inputs of all its sources."""
     L, entries = maps.lipschitz(v, known)
-    curvature = found.curvature.least(layered_curvature(maps, bends, v)) if second_order else found.curvature
+    curvature, third_order = found.curvature, found.third_order
+    if second_order:
+        curvature = curvature.least(layered_curvature(maps, bends, v))
+        third_order = third_order.least(layered_third_order(maps, bends, v))
     e = found.entries
     return Constants(
         found.lipschitz.least(Bound(L, "loop transformation")),
         curvature,
-        found.third_order,
+        third_order,
         Entries(torch.minimum(e.lipschitz, entries), e.curvature, e.third_order),
     )
 

@@ -161,7 +161,7 @@ class _Basis:
 def _basis(matrices: list[Tensor]) -> _Basis | None:
     """A basis of fewer directions than there are inputs, where the matrices have so few rows; else None."""
     n = matrices[0].shape[1] if matrices else 0
-    if sum(len(m) for m in matrices) > 0.7 * n:
+    if not matrices or sum(len(m) for m in matrices) > 0.7 * n:
         return None
     columns = torch.linalg.qr(torch.cat(matrices).T).Q
     gap = columns.T @ columns

@@ -146,13 +146,6 @@ def _product(setting: Setting, node: int, u: Constants, v: Constants) -> Constan
     a, b = u.entries, v.entries
     bu, bv = largest(of_u), largest(of_v)
 
-    def cross(x: Constants, y: Constants) -> float:
-        """sup ||D x p o D^2 y[q, r]||: the largest entry of one factor times the norm of the other."""
-        return min(
-            times(largest(x.entries.lipschitz), y.curvature.value),
-            times(x.lipschitz.value, largest(y.entries.curvature)),
-        )
-
     both = min(times(largest(a.lipschitz), v.lipschitz.value), times(u.lipschitz.value, largest(b.lipschitz)))
     return Constants(
         Bound(plus(times(bu, u.lipschitz.value), times(bv, v.lipschitz.value)), "product"),
@@ -176,4 +169,12 @@ def _product(setting: Setting, node: int, u: Constants, v: Constants) -> Constan
                 scaled(a.curvature, 3.0, b.lipschitz),
             ),
         ),
+    )
+
+
+def cross(x: Constants, y: Constants) -> float:
+    """Upper bound on sup ||D x p o D^2 y[q, r]||: the largest entry of one factor times the norm of the other."""
+    return min(
+        times(largest(x.entries.lipschitz), y.curvature.value),
+        times(x.lipschitz.value, largest(y.entries.curvature)),
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.constants.maps import CentredMaps
+from curvverify.bounding.constants.rules import cross
 from curvverify.bounding.constants.setting import Setting
 from curvverify.bounding.constants.values import Bound, Constants, largest, plus, scaled, times
 from curvverify.graph.layers import Node
@@ -63,6 +64,30 @@ class Bends:
         (z,) = node.inputs
         weight = scaled(setting.second[j].magnitude, self.known[z].entries.lipschitz)
         return min(times(largest(weight), self.known[z].lipschitz.value), self._spread(z, weight))
+
+    def third(self, j: int) -> float:
+        """Upper bound on the third-order terms of one nonlinear node, over unit p, q and r.
+
+        They are sigma^(3) o Dz p o Dz q o Dz r + 3 sigma^(2) o Dz p o D^2 z[q, r], symmetrised; and their like.
+        """
+        setting, known = self.setting, self.known
+        node = setting.graph.nodes[j]
+        block = setting.structure.blocks.get(j)
+        if block is not None:
+            L, C = known[block.input].lipschitz.value, known[block.input].curvature.value
+            return plus(times(block.third_order, L, L, L), times(3.0, block.curvature, L, C))
+        if isinstance(node.op, Product):
+            u, v = (known[i] for i in node.inputs)
+            return times(3.0, plus(cross(u, v), cross(v, u)))
+        (z,) = node.inputs
+        x, s2 = known[z], setting.second[j].magnitude
+        weight = scaled(setting.third[j].magnitude, x.entries.lipschitz, x.entries.lipschitz)
+        twist = min(times(largest(weight), x.lipschitz.value), self._spread(z, weight))
+        mixed = min(
+            times(largest(scaled(s2, x.entries.lipschitz)), x.curvature.value),
+            times(largest(scaled(s2, x.entries.curvature)), x.lipschitz.value),
+        )
+        return plus(twist, times(3.0, mixed))
 
     def _spread(self, z: int, weight: Tensor) -> float:
         """Upper bound on ||diag(weight) Dz||, beyond max(weight) ||Dz||."""
@@ -117,6 +142,18 @@ def layered_curvature(maps: CentredMaps, bends: Bends, v: int) -> Bound:
             term = min(term, times(largest(column), L, L), _vectorised(maps, known, v, j))
         total = plus(total, term)
     return Bound(total, "layered")
+
+
+def layered_third_order(maps: CentredMaps, bends: Bends, v: int) -> Bound:
+    """Upper bound on the third-order constant of a target: sum over sources j of the gain from j to v times theirs.
+
+    Sound because: D^3 a_j is the slope of node j times D^3 z_j plus the terms of `Bends.third`, and every z is linear
+    in the a.
+    """
+    amount = 0.0
+    for j in maps.sources_of(v):
+        amount = plus(amount, times(maps.gain(v, j), bends.third(j)))
+    return Bound(amount, "layered")
 
 
 def _vectorised(maps: CentredMaps, known: dict[int, Constants], v: int, j: int) -> float:
