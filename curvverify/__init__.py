@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curvverify.bounding.constants.report import CurvatureReport, NodeConstants, OutputConstants, curvature
+    from curvverify.certificates.radius import certified_radius
+    from curvverify.certificates.record import RadiusOptions, RadiusReport, SampleRadius
     from curvverify.graph import load
     from curvverify.spec import load_query
     from curvverify.types import Ball, Deadline, Interval, Verdict
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "certified_radius": "curvverify.certificates.radius",
+    "RadiusOptions": "curvverify.certificates.record",
+    "RadiusReport": "curvverify.certificates.record",
+    "SampleRadius": "curvverify.certificates.record",
     "verify": "curvverify.verification.driver",
     "bounds": "curvverify.verification.node_bounds",
     "BoundsReport": "curvverify.verification.node_bounds",
@@ -55,10 +61,14 @@ __all__ = [
     "NodeConstants",
     "Options",
     "OutputConstants",
+    "RadiusOptions",
+    "RadiusReport",
     "Result",
+    "SampleRadius",
     "Verdict",
     "Witness",
     "bounds",
+    "certified_radius",
     "curvature",
     "load",
     "load_query",

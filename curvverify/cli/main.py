@@ -17,6 +17,7 @@ from curvverify.cli.batch import batch
 from curvverify.cli.bounds import bounds
 from curvverify.cli.curvature import curvature
 from curvverify.cli.demo import demo
+from curvverify.cli.radius import radius
 from curvverify.cli.start import process_start
 from curvverify.cli.supports import supports
 from curvverify.cli.verify import verify
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (verify, batch, bounds, curvature, demo, supports):
+for command in (verify, batch, bounds, curvature, radius, demo, supports):
     app.command()(command)
 
 
