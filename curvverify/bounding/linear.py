@@ -20,11 +20,11 @@ from torch import Tensor
 
 from curvverify.bounding.coupling.build import coupled_blocks
 from curvverify.bounding.coupling.weights import CoupledRows
-from curvverify.bounding.relaxation import Relaxation
+from curvverify.bounding.loose import interval_is_exact, loose_entries
+from curvverify.bounding.relaxation import Part, Relaxation
+from curvverify.bounding.resume import NodeState, RowState, joined
 from curvverify.bounding.substitution import Rows, Substitution
 from curvverify.graph.layers import Graph
-from curvverify.ops.base import Elementwise, Linear
-from curvverify.ops.linear import Convolution, Dense, Diagonal, Permute, Reshape
 from curvverify.types import Deadline, Interval
 
 SMOOTHING = (0.0, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
@@ -33,16 +33,23 @@ SMOOTHING = (0.0, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
 PIECE = 0.25
 """GiB of rows that go through at once: more is no faster, and the deadline is polled between pieces."""
 
-PRODUCT_GAP = 1e-6
-"""Products whose planes are this close to each other (relative) need no better bounds on their factors."""
+KEPT = 0.03
+"""Share of the memory above which the state of a node's search is not kept."""
+
+LATE = 2
+"""Steps that count as taken where a search goes on from an earlier one."""
 
 
 @dataclass(frozen=True, eq=False)
 class RowBounds:
-    """Proved lower bounds (B, R), with the linear form at the input that gave them: slope (B, R, *S_in)."""
+    """Proved lower bounds (B, R), with the linear form at the input that gave them: slope (B, R, *S_in).
+
+    `state` is where the search stood at the end, where that was asked for.
+    """
 
     lower: Tensor
     slope: Tensor
+    state: RowState | None = None
 
     def better(self, other: RowBounds) -> RowBounds:
         """The larger bound of every row, with its own linear form."""
@@ -61,31 +68,85 @@ class Effort:
     deadline: Deadline = field(default_factory=Deadline.never)
     coupling: int = 0
     """Levels of nonlinear nodes, from the input on, whose entries are bounded together."""
+    keep: bool = False
+    """Whether the relaxation keeps where the searches stood, for its parts."""
 
 
-def row_bounds(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) -> RowBounds:
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The search for the rows of one node: substitutions in turn that share the weights of coupled entries."""
+
+    relaxation: Relaxation
+    node: int
+    rows: Rows
+    coupled: list[CoupledRows]
+    start: RowState | None
+
+    @classmethod
+    def begin(cls, relaxation: Relaxation, node: int, rows: Rows, effort: Effort, start: RowState | None) -> _Search:
+        coupled = [CoupledRows(block) for block in coupled_blocks(relaxation, node, effort.coupling)]
+        weights = {} if start is None else start.weights
+        for state in coupled:
+            if state.sites in weights:
+                state.resume(weights[state.sites])
+        return cls(relaxation, node, rows, coupled, start)
+
+    def substitution(self, dtype: torch.dtype, start: RowState | None) -> Substitution:
+        made = Substitution(self.relaxation, self.node, self.rows, dtype, self.coupled)
+        if start is not None:
+            made.resume(start)
+        return made
+
+    def state(self, substitution: Substitution) -> RowState:
+        """Where the search stands."""
+        found = {c.sites: c.weights for c in self.coupled}
+        return replace(substitution.state, weights={i: w for i, w in found.items() if w is not None})
+
+    def smoothing(self, t: int) -> float:
+        """The spread of slopes at kinks in pass t: the schedule's last value goes on."""
+        return SMOOTHING[min(self._late(t), len(SMOOTHING) - 1)]
+
+    def step(self, t: int) -> float:
+        """Frank-Wolfe step; the first pass of a new search sets the points outright."""
+        return 2.0 / (self._late(t) + 3)
+
+    def _late(self, t: int) -> int:
+        return t if self.start is None else t + LATE
+
+
+def row_bounds(
+    relaxation: Relaxation, node: int, rows: Rows, effort: Effort, start: RowState | None = None
+) -> RowBounds:
     """Lower bounds on R rows of a node over every box, rigorous; -inf for rows the deadline left no time for.
 
-    Frank-Wolfe searches in float32, and the last of the `effort.iterations` backward passes decides in float64.
+    Frank-Wolfe searches in float32, from `start` if there is such a state, and the last of the `effort.iterations`
+    backward passes decides in float64.
     """
-    found = [_piece(relaxation, node, rows[piece], effort) for piece in _pieces(relaxation, node, rows.count, effort)]
-    return RowBounds(torch.cat([f.lower for f in found], 1), torch.cat([f.slope for f in found], 1))
+    found = []
+    for piece in _pieces(relaxation, node, rows.count, effort):
+        where = None if start is None else start.rows(piece)
+        found.append(_piece(relaxation, node, rows[piece], effort, where))
+    return _side_by_side(found)
 
 
-def _piece(relaxation: Relaxation, node: int, rows: Rows, effort: Effort) -> RowBounds:
+def _side_by_side(found: list[RowBounds]) -> RowBounds:
+    states = [f.state for f in found if f.state is not None]
+    state = joined(states, 1) if len(states) == len(found) else None
+    return RowBounds(torch.cat([f.lower for f in found], 1), torch.cat([f.slope for f in found], 1), state)
+
+
+def _piece(relaxation: Relaxation, node: int, rows: Rows, effort: Effort, start: RowState | None) -> RowBounds:
     if effort.deadline.passed:
         return _nothing(relaxation, rows)
-    blocks = coupled_blocks(relaxation, node, effort.coupling)
-    coupled = [CoupledRows(block) for block in blocks]
-    search = Substitution(relaxation, node, rows, torch.float32, coupled)
+    search = _Search.begin(relaxation, node, rows, effort, start)
+    quick = search.substitution(torch.float32, start)
     for t in range(effort.iterations - 1):
-        search.forward(search.backward(_smoothing(t), rigorous=False), _step(t))
+        quick.forward(quick.backward(search.smoothing(t), rigorous=False), search.step(t))
         if effort.deadline.passed:
             return _nothing(relaxation, rows)
-    decide = Substitution(relaxation, node, rows, torch.float64, coupled)
-    decide.points = {i: tuple(z.double() for z in zs) for i, zs in search.points.items()}
-    trace = decide.backward(_smoothing(effort.iterations - 1), rigorous=True)
-    return RowBounds(trace.lower, trace.slope)
+    decide = search.substitution(torch.float64, quick.state)
+    trace = decide.backward(search.smoothing(effort.iterations - 1), rigorous=True)
+    return RowBounds(trace.lower, trace.slope, search.state(decide) if effort.keep else None)
 
 
 def _nothing(relaxation: Relaxation, rows: Rows) -> RowBounds:
@@ -96,7 +157,12 @@ def _nothing(relaxation: Relaxation, rows: Rows) -> RowBounds:
 
 
 def optimised_row_bounds(
-    relaxation: Relaxation, node: int, rows: Rows, effort: Effort, enough: Callable[[Tensor], bool]
+    relaxation: Relaxation,
+    node: int,
+    rows: Rows,
+    effort: Effort,
+    enough: Callable[[Tensor], bool],
+    start: RowState | None = None,
 ) -> RowBounds:
     """Lower bounds on a few rows: the best over all Frank-Wolfe iterates, every one evaluated rigorously in float64.
 
@@ -104,32 +170,23 @@ def optimised_row_bounds(
     """
     if effort.deadline.passed:
         return _nothing(relaxation, rows)
-    blocks = coupled_blocks(relaxation, node, effort.coupling)
-    passes = [
-        Substitution(relaxation, node, rows[piece], torch.float64, [CoupledRows(block) for block in blocks])
-        for piece in _pieces(relaxation, node, rows.count, effort)
-    ]
+    searches = []
+    for piece in _pieces(relaxation, node, rows.count, effort):
+        where = None if start is None else start.rows(piece)
+        search = _Search.begin(relaxation, node, rows[piece], effort, where)
+        searches.append((search, search.substitution(torch.float64, where)))
     best: RowBounds | None = None
     for t in range(effort.iterations):
-        traces = [p.backward(_smoothing(t), rigorous=True) for p in passes]
+        traces = [p.backward(search.smoothing(t), rigorous=True) for search, p in searches]
         now = RowBounds(torch.cat([r.lower for r in traces], 1), torch.cat([r.slope for r in traces], 1))
         best = now if best is None else best.better(now)
         if t + 1 == effort.iterations or effort.deadline.passed or enough(best.lower):
             break
-        for substitution, trace in zip(passes, traces, strict=True):
-            substitution.forward(trace, _step(t))
+        for (search, substitution), trace in zip(searches, traces, strict=True):
+            substitution.forward(trace, search.step(t))
     assert best is not None
-    return best
-
-
-def _smoothing(t: int) -> float:
-    """The spread of slopes at kinks in pass t: the schedule's last value goes on."""
-    return SMOOTHING[min(t, len(SMOOTHING) - 1)]
-
-
-def _step(t: int) -> float:
-    """Frank-Wolfe step; the first pass sets the points outright."""
-    return 2.0 / (t + 3)
+    state = joined([search.state(p) for search, p in searches], 1) if effort.keep else None
+    return replace(best, state=state)
 
 
 def _pieces(relaxation: Relaxation, node: int, rows: int, effort: Effort, together: int = 1) -> list[slice]:
@@ -146,41 +203,67 @@ def _pieces(relaxation: Relaxation, node: int, rows: int, effort: Effort, togeth
 
 
 def linear_bounds(
-    graph: Graph, box: Interval, effort: Effort, known: Mapping[int, Interval] | None = None
+    graph: Graph, box: Interval, effort: Effort, known: Mapping[int, Interval] | None = None, part: Part | None = None
 ) -> Relaxation:
     """Bounds on every node over B input boxes: interval bounds, and linear ones where a nonlinear node needs them.
 
     Rows are computed only for entries on which some consumer is neither affine nor saturated.  Past the deadline the
-    remaining nodes keep their interval bounds, which are sound.  `known` bounds are intersected.
+    remaining nodes keep their interval bounds, which are sound.  `known` bounds are intersected; the boxes are cut by
+    the slabs of `part`, and searches start where it says.
     """
-    relaxation = Relaxation(graph, box)
+    part = part or Part(known or {})
+    relaxation = Relaxation(graph, box, slabs=part.slabs, around=part.frames)
     wanted = set(graph.bounded)
     for position in range(len(graph)):
-        relaxation.append(None if known is None else known.get(position))
-        if position in wanted and not _interval_is_exact(graph, position) and not effort.deadline.passed:
-            loose = _loose_entries(relaxation, position)
-            if bool(loose.any()):
-                relaxation.tighten(position, entry_bounds(relaxation, position, loose, effort))
+        relaxation.append(part.known.get(position))
+        if position not in wanted or effort.deadline.passed:
+            continue
+        if relaxation.slabs is None and interval_is_exact(graph, position):
+            continue
+        loose = loose_entries(relaxation, position)
+        if bool(loose.any()):
+            state = part.states.get(position)
+            relaxation.tighten(position, entry_bounds(relaxation, position, loose, effort, state))
     return relaxation
 
 
-def entry_bounds(relaxation: Relaxation, node: int, entries: Tensor, effort: Effort) -> Interval:
-    """Linear bounds (B, *S) on chosen entries (mask (B, *S)) of a node; the others keep the bounds they have."""
+def entry_bounds(
+    relaxation: Relaxation, node: int, entries: Tensor, effort: Effort, start: NodeState | None = None
+) -> Interval:
+    """Linear bounds (B, *S) on chosen entries (mask (B, *S)) of a node; the others keep the bounds they have.
+
+    Where `effort.keep`, the relaxation keeps the state of the search: function k of the node is its entry k from below
+    and, counted on, from above.
+    """
     old = relaxation.intervals[node]
     shape = relaxation.graph.nodes[node].shape
     if not any(relaxation.graph.nodes[i].nonlinear for i in relaxation.graph.ancestors[node]):
-        effort = replace(effort, iterations=1)  # affine in the input: the first pass is exact
+        effort = replace(effort, iterations=1, keep=False)  # affine in the input: the first pass is exact
     chosen, present = _packed(entries.flatten(1))
+    effort = replace(effort, keep=effort.keep and _kept(relaxation, node, 2 * chosen.shape[1]) < KEPT * effort.memory)
     lower, upper = old.lower.flatten(1).clone(), old.upper.flatten(1).clone()
+    size = lower.shape[1]
+    states: list[tuple[Tensor, RowState | None]] = []
     for piece in _pieces(relaxation, node, 2 * chosen.shape[1], effort, together=2):
         index, here = chosen[:, piece.start // 2 : piece.stop // 2], present[:, piece.start // 2 : piece.stop // 2]
-        rows = torch.zeros(*index.shape, lower.shape[1], dtype=torch.float64)
+        rows = torch.zeros(*index.shape, size, dtype=torch.float64)
         rows.scatter_(2, index.unsqueeze(2), here.double().unsqueeze(2))
         both = Rows(torch.cat([rows, -rows], 1).reshape(len(index), -1, *shape))
-        below, above = row_bounds(relaxation, node, both, effort).lower.chunk(2, 1)
+        functions = torch.cat([index, size + index], 1)
+        found = row_bounds(relaxation, node, both, effort, None if start is None else start.of(functions))
+        states.append((functions, found.state))
+        below, above = found.lower.chunk(2, 1)
         lower.scatter_reduce_(1, index, torch.where(here, below, -torch.inf), "amax")
         upper.scatter_reduce_(1, index, torch.where(here, -above, torch.inf), "amin")
+    relaxation.keep(node, 2 * size, states)
     return Interval(lower.reshape(old.shape), upper.reshape(old.shape))
+
+
+def _kept(relaxation: Relaxation, node: int, rows: int) -> float:
+    """GiB that the points of so many rows at every nonlinear node take in float32."""
+    graph = relaxation.graph
+    stored = sum(graph.nodes[i].size for i in graph.ancestors[node] if graph.nodes[i].nonlinear)
+    return 4.0 * relaxation.box.lower.shape[0] * rows * stored / 2**30
 
 
 def _packed(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,39 +272,3 @@ def _packed(mask: Tensor) -> tuple[Tensor, Tensor]:
     most = int(count.max())
     order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
     return order, torch.arange(most) < count.unsqueeze(1)
-
-
-def _loose_entries(relaxation: Relaxation, position: int) -> Tensor:
-    """Mask (B, *S) of the entries whose bounds some nonlinear consumer depends on."""
-    x = relaxation.intervals[position]
-    mask = torch.zeros_like(x.lower, dtype=torch.bool)
-    for consumer in relaxation.graph.nodes:
-        if position in consumer.inputs and consumer.nonlinear:
-            if isinstance(consumer.op, Elementwise):
-                mask |= consumer.op.curved(x, relaxation.saturation)
-            else:
-                mask |= _worth_bounding(relaxation, position, consumer.inputs)
-    return mask
-
-
-def _worth_bounding(relaxation: Relaxation, position: int, factors: tuple[int, ...]) -> Tensor:
-    """Mask (B, *S) of the entries whose product with the other factor, if that has bounds yet, is far from bilinear."""
-    x = relaxation.intervals[position]
-    others = [relaxation.intervals[i] for i in factors if i != position and i < len(relaxation.intervals)]
-    gap, size = (x.width, x.magnitude) if not others else (x.width * others[0].width, x.magnitude * others[0].magnitude)
-    return ~(gap <= PRODUCT_GAP * (1.0 + size))
-
-
-def _interval_is_exact(graph: Graph, position: int) -> bool:
-    """Whether the node is one product with the input's own entries, so that its interval bounds are attained."""
-    seen_product = False
-    while position:
-        node = graph.nodes[position]
-        if len(node.inputs) != 1 or not isinstance(node.op, Linear):
-            return False
-        if not isinstance(node.op, Reshape | Permute | Diagonal):
-            if seen_product or not isinstance(node.op, Dense | Convolution):
-                return False
-            seen_product = True
-        position = node.inputs[0]
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,30 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.interval import node_image
+from curvverify.bounding.resume import NodeState, RowState, joined
 from curvverify.graph.layers import Graph
 from curvverify.ops.base import Elementwise, Envelope, Linear
 from curvverify.types import Interval
 
 if TYPE_CHECKING:
-    from curvverify.bounding.coupling.block import Block
+    from curvverify.bounding.coupling.block import Block, Frame
+    from curvverify.bounding.slabs import Slabs
 
 SATURATION = 1e-4
 """Entries whose image is narrower than this are bounded by constants, which makes later products sparse."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What is known of B parts of boxes before they are bounded: all of it holds on the parts, or decides nothing."""
+
+    known: Mapping[int, Interval] = field(default_factory=dict)
+    """Bounds of nodes."""
+    slabs: Slabs | None = None
+    frames: Mapping[tuple[int, ...], Frame | None] = field(default_factory=dict)
+    """Frames of the coupled entries of boxes around the parts, by node."""
+    states: Mapping[int, NodeState] = field(default_factory=dict)
+    """Where the searches for a similar box stood, by node."""
 
 
 @dataclass(eq=False)
@@ -36,8 +52,13 @@ class Relaxation:
     magnitudes: list[Tensor] = field(default_factory=list)
     """Upper bounds on the sums of absolute terms that every node's value is made of: what rounding errs relative to."""
     saturation: float = SATURATION
+    slabs: Slabs | None = None
+    """What cuts the boxes: all bounds are of the values inside of it."""
     blocks: dict[tuple[int, ...], Block | None] = field(default_factory=dict)
     """Coupled entries by the nodes they belong to, see `coupling.build`."""
+    around: Mapping[tuple[int, ...], Frame | None] = field(default_factory=dict)
+    """The frames of a larger box, which blocks take where there is one."""
+    states: dict[int, NodeState] = field(default_factory=dict)
     _envelopes: dict[tuple[int, torch.dtype], Envelope] = field(default_factory=dict)
     _finite: dict[int, bool] = field(default_factory=dict)
 
@@ -61,6 +82,16 @@ class Relaxation:
         old = self.intervals[position]
         self.intervals[position] = consistent(old.intersect(bounds), old)
 
+    def keep(self, position: int, functions: int, found: list[tuple[Tensor, RowState | None]]) -> None:
+        """Remember where the searches stood: states of numbered functions (B, R) out of so many, piece by piece."""
+        states = [state for _, state in found if state is not None]
+        if not states or len(states) < len(found):
+            return
+        numbers = torch.cat([index for index, _ in found], 1)
+        place = torch.full((numbers.shape[0], functions), -1, dtype=torch.long)
+        place.scatter_(1, numbers, torch.arange(numbers.shape[1]).expand_as(numbers))
+        self.states[position] = NodeState(place, joined(states, 1))
+
     def envelope(self, position: int, dtype: torch.dtype) -> Envelope:
         """Supporting lines of an elementwise node over its input's bounds."""
         if (position, dtype) not in self._envelopes:
@@ -80,14 +111,23 @@ class Relaxation:
             self._finite[position] = bool(x.lower.isfinite().all() and x.upper.isfinite().all())
         return self._finite[position]
 
-    def select(self, boxes: Tensor) -> Relaxation:
-        """The same for some of the boxes."""
+    @property
+    def frames(self) -> dict[tuple[int, ...], Frame | None]:
+        """The frames of all blocks, for parts of the boxes."""
+        return {**self.around, **{i: None if b is None else b.frame for i, b in self.blocks.items()}}
+
+    def select(self, boxes: Tensor, remember: bool = True) -> Relaxation:
+        """The same for some of the boxes; unless told to `remember`, without frames and states."""
+        frames, states = (self.frames, self.states) if remember else ({}, {})
         return Relaxation(
             self.graph,
             self.box[boxes],
             [x[boxes] for x in self.intervals],
             [m[boxes] for m in self.magnitudes],
             self.saturation,
+            None if self.slabs is None else self.slabs[boxes],
+            around={i: None if f is None else f[boxes] for i, f in frames.items()},
+            states={i: state.boxes(boxes) for i, state in states.items()},
         )
 
 

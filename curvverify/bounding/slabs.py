@@ -17,6 +17,9 @@ from torch import Tensor
 
 from curvverify.types import Interval
 
+GRID, REFINED = 31, 3
+"""Breakpoints among which a multiplier is looked for, and halvings of the distance between two of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slabs:
@@ -60,8 +63,10 @@ class Slabs:
         eta = torch.zeros(*form.shape[:2], self.count) if start is None else start.clone()
         rest = form - eta @ directions if start is not None else form
         moves = (directions != 0) & (radius > 0).unsqueeze(1)
-        for _ in range(sweeps if self.count > 1 else 1):
-            for q in range(self.count):
+        reach = 0.999999 * (directions.abs() @ radius.float().unsqueeze(2)).squeeze(2)
+        cut = ((low > -reach) | (high < reach)).any(0).nonzero().squeeze(1).tolist()
+        for _ in range(sweeps if len(cut) > 1 else 1):
+            for q in cut:
                 active = moves[:, q].any(0)
                 v = directions[:, q : q + 1]
                 rest = rest + eta[:, :, q : q + 1] * v
@@ -87,20 +92,38 @@ class Slabs:
 
 
 def _best(form: Tensor, v: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """argmax (B, R) over e of -|a - e v|.r + min(e low, e high), for forms (B, R, n), v (B, 1, n), limits (B,).
+    """About argmax (B, R) over e of -|a - e v|.r + min(e low, e high), for forms (B, R, n), v (B, 1, n), limits (B,).
 
     The function is concave and piecewise linear with breakpoints a_i / v_i, at which its slope falls by 2 |v_i| r_i;
-    at 0 it falls by high - low.  Sorting finds where it changes sign.
+    at 0 it falls by high - low.  Bisection over the sorted breakpoints of largest weight, then between two of them,
+    finds where it changes sign: in (left, right], and at the right end where that is the only breakpoint.
     """
-    if not form.shape[2]:
+    n = form.shape[2]
+    if not n:
         return form.new_zeros(form.shape[:2])
-    points, order = (form / v).nan_to_num(0.0).sort(dim=2)
-    weight = (v.abs() * radius.unsqueeze(1)).expand_as(form).gather(2, order)
-    slope = weight.sum(2, keepdim=True) - 2.0 * weight.cumsum(2)
+    weight = v.abs().squeeze(1) * radius
+    points = form / v
+    total, column = weight.sum(1, keepdim=True), 2.0 * weight.unsqueeze(2)
 
-    def crossing(limit: Tensor) -> Tensor:
-        after = (slope + limit[:, None, None] > 0).sum(2, keepdim=True).clamp(max=form.shape[2] - 1)
-        return points.gather(2, after).squeeze(2)
+    def slope(e: Tensor) -> Tensor:
+        return ((points > e.unsqueeze(2)).to(form.dtype) @ column).squeeze(2) - total
 
-    left, right = crossing(high), crossing(low)
-    return torch.where(left < 0, left, torch.where(right > 0, right, 0.0))
+    low, high = low.unsqueeze(1), high.unsqueeze(1)
+    middle = slope(form.new_zeros(form.shape[:2]))
+    negative, positive = middle + high < 0, middle + low > 0
+    limit = torch.where(negative, high, low)
+    heavy = weight.sum(0).topk(min(n, GRID)).indices
+    grid = points[:, :, heavy].sort(dim=2).values
+    first = torch.full(form.shape[:2], -1, dtype=torch.long)
+    last = torch.full_like(first, grid.shape[2])
+    for _ in range(grid.shape[2].bit_length()):
+        at = (first + last) // 2
+        rising = slope(grid.gather(2, at.clamp(0, grid.shape[2] - 1).unsqueeze(2)).squeeze(2)) + limit > 0
+        first, last = torch.where(rising, at, first), torch.where(rising, last, at)
+    inside = [i.clamp(0, grid.shape[2] - 1).unsqueeze(2) for i in (first, last)]
+    left, right = (grid.gather(2, i).squeeze(2) for i in inside)
+    for _ in range(REFINED):
+        e = 0.5 * (left + right)
+        rising = slope(e) + limit > 0
+        left, right = torch.where(rising, e, left), torch.where(rising, right, e)
+    return torch.where(negative | positive, right, 0.0)

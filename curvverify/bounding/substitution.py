@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.relaxation import Relaxation
+from curvverify.bounding.resume import RowState
 from curvverify.numerics.rounding import TINY, gamma
 from curvverify.ops.base import Linear, Lines
 from curvverify.ops.product import Planes, Product
@@ -97,6 +98,16 @@ class Substitution:
         self.points: dict[int, tuple[Tensor, ...]] = {}
         self.coupled = {site: block for block in coupled for site in block.sites}
         self.multipliers: Tensor | None = None
+
+    def resume(self, state: RowState) -> None:
+        """Start from where the search for other, similar rows stood."""
+        self.points = {i: tuple(z.to(self.dtype) for z in zs) for i, zs in state.points.items()}
+        self.multipliers = state.multipliers
+
+    @property
+    def state(self) -> RowState:
+        """Where the search stands; the coupled sites keep their weights themselves."""
+        return RowState({i: tuple(z.float() for z in zs) for i, zs in self.points.items()}, self.multipliers)
 
     def _interval(self, position: int) -> Interval:
         x = self.relaxation.intervals[position]

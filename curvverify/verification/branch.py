@@ -1,22 +1,27 @@
-"""Branch and bound: batched, most open subproblem first; `splits` says where to split."""
+"""Branch and bound: one queue, most open subproblem first; `methods` says how to split, `splits` where."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from curvverify.bounding.coupling.block import Frame
 from curvverify.bounding.linear import Effort
+from curvverify.bounding.relaxation import Part
+from curvverify.bounding.resume import NodeState
+from curvverify.bounding.slabs import Slabs
 from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
+from curvverify.verification.methods import Method, best
 from curvverify.verification.result import Witness
-from curvverify.verification.splits import Cut, Open, input_cuts, neuron_cuts
+from curvverify.verification.splits import Cut, Directions, Open, SlabCut, directions, input_cuts, neuron_cuts
 from curvverify.verification.state import Subproblems, concatenate
 
 ATTACK_EVERY = 0.5
@@ -24,6 +29,30 @@ ATTACK_EVERY = 0.5
 
 MIN_WIDTH = 1e-9
 """Relative to the query's box: coordinates narrower than this are not split any further."""
+
+COLD, WARM = 4, 2
+"""Frank-Wolfe iterations for the nodes of coupled children: without and with the states of their parents' searches."""
+
+ROWS = 6
+"""Frank-Wolfe iterations for the property's rows, more where coupled."""
+
+STATES, DEEP = 0.3, 0.6
+"""Shares of the memory above which the queue forgets the states of searches, and goes deep instead of wide."""
+
+
+@dataclass(eq=False)
+class _Root:
+    """What the parts of one root box share; its directions are found when they are first asked for."""
+
+    checked: Checked | None
+    frames: Mapping[tuple[int, ...], Frame | None]
+    _found: tuple[Directions | None] | None = None
+
+    def directions(self, checker: Checker) -> Directions | None:
+        if self._found is None and self.checked is not None:
+            self._found = (directions(checker, self.checked, 0),)
+            self.checked = None
+        return None if self._found is None else self._found[0]
 
 
 @dataclass(eq=False)
@@ -35,8 +64,8 @@ class Branching:
     memory: float
     """GiB for one computation, and for the queue."""
     batch: int
-    by_input: bool = True
-    """Whether to split input coordinates, which pays for few of them, or the arguments of elementwise functions."""
+    """Most subproblems bounded at once."""
+    methods: list[Method]
     progress: Callable[[str], None] = lambda line: None
     bounded: int = 0
     """Subproblems bounded so far."""
@@ -44,36 +73,27 @@ class Branching:
     _bytes: int = 0
     _queue: list[tuple[float, int, Open]] = field(default_factory=list)
     _count: itertools.count[int] = field(default_factory=itertools.count)
+    _roots: list[_Root] = field(default_factory=list)
 
     def run(self, roots: list[Checked], deadline: Deadline) -> None:
         """Split until nothing is open, a witness is found or time is up.
 
         `roots` hold the bounded but open subproblems; `outcome` tells what became of them.
         """
-        shape = self.checker.property.present.shape
-        self._settled = torch.full(shape, torch.inf, dtype=torch.float64)
-        widths = torch.cat([root.problems.box.width for root in roots])
-        self._smallest = MIN_WIDTH * widths.amax(0)
-        for root in roots:
-            self._push(root)
+        self._begin(roots)
         reported = attacked = time.monotonic()
-        batch = 16 if self.by_input else 4
         while self._queue and not deadline.passed and self.witness is None and self._bytes < self.memory * 2**30:
-            begun = time.monotonic()
-            problems, known = self._split(min(batch, self.batch))
-            checked = self.checker.linear(problems, Effort(1, self.memory, deadline), row_iterations=6, known=known)
-            self.bounded += len(problems)
-            self._record(problems, checked.problems)
-            self._push(checked)
+            method = best(self.methods)
+            checked = self._step(method, deadline)
             now = time.monotonic()
             if now - attacked > ATTACK_EVERY or self.bounded < 64:
                 attacked = now
                 self.witness = attack_minima(checked, self.falsifier, deadline)
-            batch = 2 * batch if now - begun < 0.15 else max(4, batch // 2) if now - begun > 0.5 else batch
             if now - reported > 1.0:
                 reported = now
                 worst = self._queue[0][0] if self._queue else 0.0
-                self.progress(f"branch: {self.bounded} bounded, {len(self._queue)} open, worst margin {worst:.4g}")
+                line = f"branch: {self.bounded} bounded, {len(self._queue)} open, worst margin {worst:.4g}, {method}"
+                self.progress(line)
 
     def outcome(self) -> tuple[Tensor, Tensor]:
         """(G, D) each: the smallest proved margin over all leaves, and the disjuncts that are open on some leaf."""
@@ -86,6 +106,85 @@ class Branching:
             still = torch.zeros_like(margins).scatter_reduce_(0, index, left.open.double(), "amax") > 0
         return margins, still
 
+    def _begin(self, roots: list[Checked]) -> None:
+        shape = self.checker.property.present.shape
+        self._settled = torch.full(shape, torch.inf, dtype=torch.float64)
+        widths = torch.cat([root.problems.box.width for root in roots])
+        self._smallest = MIN_WIDTH * widths.amax(0)
+        sliced = any(method.kind == "slab" for method in self.methods)
+        for root in roots:
+            for b in root.problems.unsettled.tolist():
+                one = root[torch.tensor([b])]
+                self._roots.append(_Root(one if sliced else None, one.relaxation.frames))
+                self._push(one, None, [len(self._roots) - 1])
+
+    def _step(self, method: Method, deadline: Deadline) -> Checked:
+        """Split the most open subproblems by one method, and bound their halves."""
+        begun = time.monotonic()
+        trial = len(self.methods) > 1 and not method.gains
+        entries = self._pop(1 if trial else max(1, min(method.batch, self.batch)), method)
+        cuts = self._cuts(method, entries)
+        halves = [half for entry, cut in zip(entries, cuts, strict=True) for half in entry.halves(cut)]
+        problems = concatenate([problem for problem, _ in halves])
+        part = self._stacked(method, entries, [part for _, part in halves])
+        iterations = (WARM if part.states else COLD) if method.coupling else 1
+        effort = Effort(iterations, self.memory, deadline, method.coupling, keep=method.coupling > 0)
+        checked = self.checker.linear(problems, effort, ROWS + 2 * min(method.coupling, 2), part)
+        self.bounded += len(problems)
+        spent = time.monotonic() - begun
+        parents = [entry.margin for entry in entries for _ in range(2)]
+        method.record(_gains(parents, checked.problems.margin_lower.tolist()), spent, len(entries))
+        if best(self.methods) is method or all(m is method or not m.gains for m in self.methods):
+            self._record(problems, checked.problems)
+            self._push(checked, part.slabs, [entry.root for entry in entries for _ in range(2)])
+        else:  # a trial that was not worth it: another cut of the same subproblems will do better
+            for entry in entries:
+                self._add(entry)
+        if spent < 0.15:
+            method.batch = min(2 * method.batch, self.batch)
+        elif spent > 0.5:
+            method.batch = max(1, method.batch // 2)
+        return checked
+
+    def _cuts(self, method: Method, entries: list[Open]) -> list[Cut | SlabCut]:
+        """Where to split each of the subproblems: by the method, or the input where that finds nothing.
+
+        The first cut along directions gives a subproblem its slabs.
+        """
+        cuts: list[Cut | SlabCut | None] = []
+        if method.kind == "slab":
+            for k, entry in enumerate(entries):
+                found = self._roots[entry.root].directions(self.checker)
+                if found is None:
+                    cuts.append(None)
+                    continue
+                slabs = entry.part.slabs or found.slabs
+                entries[k] = replace(entry, part=replace(entry.part, slabs=slabs))
+                cuts.append(found.cut(slabs))
+        elif method.kind == "neuron":
+            known = _stack([entry.part.known for entry in entries], self.checker.graph.bounded)
+            cuts += neuron_cuts(self.checker, concatenate([entry.problem for entry in entries]), known)
+        else:
+            cuts = [None] * len(entries)
+        return [cut or entry.steepest or entry.widest for entry, cut in zip(entries, cuts, strict=True)]
+
+    def _stacked(self, method: Method, entries: list[Open], parts: list[Part]) -> Part:
+        """What is known of all halves together."""
+        known = _stack([part.known for part in parts], self.checker.graph.bounded)
+        root = self._roots[entries[0].root]
+        found = [part.slabs for part in parts if part.slabs is not None]
+        slabs = None
+        if len(found) == len(parts):
+            slabs = Slabs(*(torch.cat([getattr(s, name) for s in found]) for name in ("directions", "low", "high")))
+        if not method.coupling:
+            return Part(known, slabs)
+        index = torch.zeros(len(parts), dtype=torch.long)
+        frames = {i: None if f is None else f[index] for i, f in root.frames.items()}
+        states: dict[int, NodeState] = {}
+        if len(entries) == 1:
+            states = {i: state.boxes(index) for i, state in entries[0].part.states.items()}
+        return Part(known, slabs, frames, states)
+
     def _record(self, before: Subproblems, after: Subproblems) -> None:
         """Keep the smallest margin with which each disjunct was settled on a leaf."""
         settled = before.open & ~after.open
@@ -93,37 +192,69 @@ class Branching:
         index = after.group.unsqueeze(1).expand_as(best)
         self._settled.scatter_reduce_(0, index, best, "amin")
 
-    def _push(self, checked: Checked) -> None:
-        """Queue what is still open, with the place to split it."""
+    def _push(self, checked: Checked, slabs: Slabs | None, roots: list[int]) -> None:
+        """Queue what is still open."""
         problems, relaxation = checked.problems, checked.relaxation
         boxes = problems.unsettled
         if not boxes.numel():
             return
-        cuts: list[Cut | None] = [None] * len(boxes)
-        if not self.by_input:
-            cuts = neuron_cuts(self.checker, checked, boxes)
-        if None in cuts:  # nothing is left to split but the input
-            inputs = input_cuts(self.checker, checked, boxes, self._smallest)
-            cuts = [i if c is None else c for c, i in zip(cuts, inputs, strict=True)]
+        cuts: list[Cut] | list[None] = [None] * len(boxes)
+        if any(method.kind == "input" for method in self.methods):
+            cuts = input_cuts(self.checker, checked, boxes, self._smallest)
+        margins = problems.margin_lower.tolist()
+        roomy = self._bytes < STATES * self.memory * 2**30
         for b, cut in zip(boxes.tolist(), cuts, strict=True):
-            assert cut is not None
             known = {i: relaxation.intervals[i][b : b + 1] for i in self.checker.graph.bounded}
-            entry = Open(problems[b : b + 1], known, cut)
-            self._bytes += entry.bytes
-            heapq.heappush(self._queue, (float(entry.problem.margin_lower[0]), next(self._count), entry))
+            index = torch.tensor([b])
+            states = {i: s.boxes(index) for i, s in relaxation.states.items()} if roomy else {}
+            part = Part(known, None if slabs is None else slabs[b : b + 1], states=states)
+            self._add(Open(problems[b : b + 1], part, roots[b], margins[b], cut))
 
-    def _split(self, count: int) -> tuple[Subproblems, dict[int, Interval]]:
-        """Both halves of the most open subproblems, with what is known of their nodes."""
-        parts: list[tuple[Subproblems, dict[int, Interval]]] = []
-        for _ in range(min(count, len(self._queue))):
-            entry = heapq.heappop(self._queue)[2]
-            self._bytes -= entry.bytes
-            parts += entry.halves()
-        stacked = {
-            i: Interval(torch.cat([k[i].lower for _, k in parts]), torch.cat([k[i].upper for _, k in parts]))
-            for i in self.checker.graph.bounded
-        }
-        return concatenate([problem for problem, _ in parts]), stacked
+    def _add(self, entry: Open) -> None:
+        self._bytes += entry.bytes
+        heapq.heappush(self._queue, (entry.margin, next(self._count), entry))
+
+    def _pop(self, count: int, method: Method) -> list[Open]:
+        """The most open subproblems, which share a root where they are coupled or cut along its directions."""
+        if self._bytes > STATES * self.memory * 2**30:
+            self._forget()
+        deep = self._bytes > DEEP * self.memory * 2**30
+        found: list[Open] = []
+        others: list[tuple[float, int, Open]] = []
+        while self._queue and len(found) < count and len(others) < count:
+            if deep:  # the nearly proved: few are added before one is closed
+                item = self._queue.pop(max(range(len(self._queue)), key=lambda k: self._queue[k][0]))
+                heapq.heapify(self._queue)
+            else:
+                item = heapq.heappop(self._queue)
+            bound = method.coupling or method.kind == "slab" or item[2].part.slabs is not None
+            together = not found or not bound or item[2].root == found[0].root
+            if together:
+                found.append(item[2])
+                self._bytes -= item[2].bytes
+            else:
+                others.append(item)
+        for item in others:
+            heapq.heappush(self._queue, item)
+        return found
+
+    def _forget(self) -> None:
+        """Drop the states of the queue's searches."""
+        self._queue = [(margin, n, entry.forgetful()) for margin, n, entry in self._queue]
+        self._bytes = sum(entry.bytes for _, _, entry in self._queue)
+
+
+def _gains(parents: list[float], children: list[float]) -> list[float]:
+    """The share of each parent's shortfall that its child no longer has."""
+    gains = []
+    for parent, child in zip(parents, children, strict=True):
+        settled, finite = child > 0.0, -torch.inf < parent < 0.0
+        gains.append(1.0 if settled else min(max((child - parent) / -parent, 0.0), 1.0) if finite else 0.0)
+    return gains
+
+
+def _stack(known: list[Mapping[int, Interval]], nodes: tuple[int, ...]) -> dict[int, Interval]:
+    return {i: Interval(torch.cat([k[i].lower for k in known]), torch.cat([k[i].upper for k in known])) for i in nodes}
 
 
 def attack_minima(checked: Checked, falsifier: Falsifier, deadline: Deadline, most: int = 512) -> Witness | None:

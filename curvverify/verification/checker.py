@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvverify.bounding.interval import interval_bounds
 from curvverify.bounding.linear import Effort, RowBounds, linear_bounds, optimised_row_bounds
-from curvverify.bounding.relaxation import Relaxation
+from curvverify.bounding.relaxation import Part, Relaxation
 from curvverify.graph.layers import Graph
 from curvverify.numerics.rounding import round_down
 from curvverify.ops.linear import Dense
@@ -20,6 +20,9 @@ from curvverify.verification.state import Subproblems
 
 NODE_SHARE = 0.6
 """Share of the remaining time that bounds on intermediate nodes may take; the rest is for the property's own rows."""
+
+PROPERTY = -1
+"""Where a relaxation keeps the state of the property's own rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +34,17 @@ class Checked:
     bounds: RowBounds
     relaxation: Relaxation
 
-    def unsettled(self) -> Checked:
-        """The subproblems that are still open."""
-        return self[self.problems.unsettled]
+    def unsettled(self, remember: bool) -> Checked:
+        """The subproblems that are still open; `remember` what helps to bound parts of them."""
+        return self._some(self.problems.unsettled, remember)
 
     def __getitem__(self, index: Tensor) -> Checked:
         """Some of the subproblems."""
+        return self._some(index, True)
+
+    def _some(self, index: Tensor, remember: bool) -> Checked:
         bounds = RowBounds(self.bounds.lower[index], self.bounds.slope[index])
-        return Checked(self.problems[index], self.rows, bounds, self.relaxation.select(index))
+        return Checked(self.problems[index], self.rows, bounds, self.relaxation.select(index, remember))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +69,26 @@ class Checker:
         problems: Subproblems,
         effort: Effort,
         row_iterations: int,
-        known: dict[int, Interval] | None = None,
+        part: Part | None = None,
     ) -> Checked:
         """Refute disjuncts by linear bounds, the property's own rows with more Frank-Wolfe iterations."""
+        part = part or Part()
         nodes = replace(effort, deadline=effort.deadline.sooner(NODE_SHARE * effort.deadline.remaining))
-        relaxation = linear_bounds(self.graph, self._box(problems), nodes, known)
+        relaxation = linear_bounds(self.graph, self._box(problems), nodes, part=part)
         rows = self.property.wanted(problems.group, problems.open)
         wanted = self.property.select_rows(rows, self.graph.output_shape, self.graph.input_shape)
         row_effort = replace(effort, iterations=row_iterations)
+        numbers = rows.expand(len(problems), -1)
+        start = part.states.get(PROPERTY)
         bounds = optimised_row_bounds(
-            relaxation, self.graph.output, wanted, row_effort, self._enough(problems, rows, relaxation)
+            relaxation,
+            self.graph.output,
+            wanted,
+            row_effort,
+            self._enough(problems, rows, relaxation),
+            None if start is None else start.of(numbers),
         )
+        relaxation.keep(PROPERTY, len(self.property.output), [(numbers, bounds.state)])
         settled = self._settle(problems, rows, bounds.lower, relaxation.intervals[-1])
         return Checked(settled, rows, bounds, relaxation)
 

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.linear import Effort
+from curvverify.bounding.relaxation import Part
 from curvverify.errors import UnreadableError
 from curvverify.graph import LoadedModel, load
 from curvverify.graph.replay import Replayer
+from curvverify.ops.base import Elementwise
 from curvverify.spec import load_query
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval, Verdict
 from curvverify.verification.branch import Branching, attack_minima
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
+from curvverify.verification.methods import Method
 from curvverify.verification.options import Options
 from curvverify.verification.property import compile_query
 from curvverify.verification.provenance import provenance
@@ -43,6 +46,9 @@ COUPLED_BOX = 0.1
 
 COUPLED_SHARE, DEARER = 0.4, 3.0
 """Coupling more levels may take this share of the time left; it is expected to take so many times the last step's."""
+
+SMOOTH_LEVELS = 1
+"""Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
 
 WORTH = 0.05
 """Coupling goes on, with more levels, while the last step took away this share of the deepest shortfall."""
@@ -116,6 +122,8 @@ class _Run:
     notes: list[str] = field(default_factory=list)
     settled_by: dict[tuple[int, int], str] = field(default_factory=dict)
     bounded: int = 0
+    coupled: int = 0
+    """Levels that the roots' bounds have coupled and gained by."""
 
     def decide(self) -> Result:
         """Run the stages in order until nothing is open, a witness is found or time is up."""
@@ -181,7 +189,7 @@ class _Run:
                 break
             begun, before = time.monotonic(), int(problems.open.sum())
             self.progress(f"{name}: {before} open disjuncts")
-            effort = Effort(iterations, options.memory, self.deadline, levels)
+            effort = Effort(iterations, options.memory, self.deadline, levels, keep=levels > 0)
             if roots:
                 parts = [root[part] for root in roots for part in self._parts(len(root.problems), levels)]
                 roots = [self._again(part, effort, rows) for part in parts]
@@ -190,13 +198,16 @@ class _Run:
                 roots = [self.checker.linear(problems[piece], effort, rows) for piece in pieces]
             found = concatenate([root.problems for root in roots])
             last, problems = problems, self._account(name, begun, before, problems.replaced(index, found))
-            roots = [root.unsettled() for root in roots if root.problems.open.any()]
+            together = len(roots) == 1  # more would be too much to remember
+            roots = [root.unsettled(remember=together) for root in roots if root.problems.open.any()]
             index = problems.unsettled
             for root in roots:
                 witness = attack_minima(root, self.falsifier, self.deadline.sooner(options.attack_seconds))
                 if witness is not None:
                     return roots, problems, witness
             spent = time.monotonic() - begun
+            if levels and _paid(last, problems):
+                self.coupled = levels
             if levels and not (_paid(last, problems) and DEARER * spent < COUPLED_SHARE * self.deadline.remaining):
                 break
         return roots, problems, None
@@ -215,10 +226,23 @@ class _Run:
             if options.refine_iterations > 3:
                 yield "refine more", options.refine_iterations, 0
             return
+        if options.branch and not self._kinked():
+            depth = min(depth, SMOOTH_LEVELS)
         levels = 1
         while levels <= depth:
             yield f"coupled {levels}", options.coupling_iterations + levels - 1, levels
             levels = max(levels + 1, min(2 * levels, depth))
+
+    def _kinked(self) -> bool:
+        """Whether some function of the network has no second derivative at 0."""
+        graph = self.loaded.graph
+        for i in graph.nonlinear:
+            op = graph.nodes[i].op
+            if isinstance(op, Elementwise):
+                unit = torch.ones(1, *graph.nodes[i].shape, dtype=torch.float64)
+                if not bool(op.derivative(2, Interval(-unit, unit)).upper.isfinite().all()):
+                    return True
+        return False
 
     def _parts(self, boxes: int, levels: int) -> Sequence[Tensor]:
         """Positions of the boxes that are bounded at once: all of them, or as many as tables and matrices allow."""
@@ -228,24 +252,35 @@ class _Run:
 
     def _again(self, root: Checked, effort: Effort, rows: int) -> Checked:
         """Bound the same subproblems once more, within the node bounds that are known."""
-        known = dict(enumerate(root.relaxation.intervals))
-        return self.checker.linear(root.problems, effort, rows, known)
+        relaxation = root.relaxation
+        states = {i: state.pointed for i, state in relaxation.states.items()}
+        part = Part(dict(enumerate(relaxation.intervals)), states=states)
+        return self.checker.linear(root.problems, effort, rows, part)
 
     def _branch(self, problems: Subproblems, roots: list[Checked]) -> tuple[Subproblems, Witness | None]:
         """Split the roots' boxes; the root problems with what the branches proved of them."""
         begun, before = time.monotonic(), int(problems.open.sum())
         options = self.options
-        free = max(_free(root.problems.box) for root in roots)
-        by_input = free <= options.branch_inputs
+        methods = self._methods(max(_free(root.problems.box) for root in roots))
         branching = Branching(
-            self.checker, self.falsifier, options.memory, options.branch_batch, by_input, self.progress
+            self.checker, self.falsifier, options.memory, options.branch_batch, methods, self.progress
         )
         branching.run(roots, self.deadline)
         self.bounded = branching.bounded
         problems = problems.branched(*branching.outcome())
-        what = "inputs" if by_input else "neurons"
+        what = ", ".join(f"{method.kind}s {len(method.gains)}" for method in methods if method.gains)
         self._account("branch", begun, before, problems, f"{branching.bounded} subproblems, splitting {what}")
         return problems, branching.witness
+
+    def _methods(self, free: int) -> list[Method]:
+        """The ways to split so many free inputs: few of them themselves; else directions, and activations."""
+        options = self.options
+        methods = [Method("input", batch=16) if free <= options.branch_inputs else Method("neuron", batch=4)]
+        if free <= options.coupling_inputs:
+            return methods
+        if not self.coupled:
+            return [*methods, Method("slab")]
+        return [Method("slab", self.coupled), *methods, Method("neuron", self.coupled)]
 
     def _pieces(self, boxes: int, copies: float) -> list[slice]:
         """Consecutive ranges of boxes on which all node values, `copies` times, fit into the memory."""

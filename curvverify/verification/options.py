@@ -32,7 +32,7 @@ class Options:
     coupling_levels: int = option(8, "most levels of activations that are coupled, from the input on")
     property_iterations: int = option(6, "Frank-Wolfe iterations for the rows of the property, at least")
     branch: bool = option(True, "split what stays open")
-    branch_inputs: int = option(64, "most free inputs for which the input is split; above, activations are")
+    branch_inputs: int = option(64, "most free inputs for which the input is split; above, activations and directions")
     branch_batch: int = option(256, "largest number of subproblems bounded at once")
 
     def __post_init__(self) -> None:

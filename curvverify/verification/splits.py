@@ -1,20 +1,32 @@
-"""Where to split a subproblem: an input coordinate, or the argument of an elementwise function.
+"""Where to split a subproblem: an input coordinate, the argument of an elementwise function, or a direction.
 
-Either way two halves cover the whole: {x_i <= c} and {x_i >= c}, or {z_j <= c} and {z_j >= c} for an entry z_j of the
-node in front of an elementwise function, whose lines become tighter on both sides (exact, for a ReLU cut at 0).
+Either way two halves cover the whole: {x_i <= c} and {x_i >= c}; {z_j <= c} and {z_j >= c} for an entry z_j of the node
+in front of an elementwise function, whose lines become tighter on both sides (exact, for a ReLU cut at 0); or
+{v.x <= c} and {v.x >= c} for a direction v of the subproblem's slabs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from curvverify.bounding.directions import dominant_directions
+from curvverify.bounding.relaxation import Part
+from curvverify.bounding.slabs import Slabs
 from curvverify.ops.base import Elementwise
 from curvverify.types import Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.state import Subproblems
+
+DIRECTIONS = 3
+"""Directions along which a box is cut."""
+
+CORE = 0.15
+"""Directions are cut at the middle in T(t) = asinh(t / CORE), for -1 <= t <= 1 on the box: with many inputs most of
+the box lies around t = 0, where the network moves most, and what is left of it far out is nearly rigid."""
 
 
 @dataclass(frozen=True)
@@ -26,30 +38,88 @@ class Cut:
     at: float
 
 
+@dataclass(frozen=True)
+class SlabCut:
+    """v.x <= at, or >= at, for a direction of the subproblem's slabs."""
+
+    direction: int
+    at: float
+
+
 @dataclass(frozen=True, eq=False)
 class Open:
-    """One open subproblem, what is known of its nodes (1, *S), and where to split it."""
+    """One open subproblem and what is known of it, (1, ...) each; `root` is the position of the box it is a part of."""
 
     problem: Subproblems
-    known: dict[int, Interval]
-    cut: Cut
+    part: Part
+    root: int
+    margin: float
+    """The problem's `margin_lower`."""
+    steepest: Cut | None = None
+    """The input's best cut, where that was looked for."""
+
+    @property
+    def widest(self) -> Cut:
+        """The middle of the input's widest coordinate."""
+        box = self.problem.box
+        i = int(box.width[0].argmax())
+        return Cut(0, i, float(box.centre[0, i]))
 
     @property
     def bytes(self) -> int:
-        return 16 * (sum(x.lower.numel() for x in self.known.values()) + self.problem.box.lower.numel())
+        known = 16 * (sum(x.lower.numel() for x in self.part.known.values()) + self.problem.box.lower.numel())
+        return known + sum(state.bytes for state in self.part.states.values())
 
-    def halves(self) -> list[tuple[Subproblems, dict[int, Interval]]]:
+    def forgetful(self) -> Open:
+        """Without the states of the searches."""
+        return replace(self, part=replace(self.part, states={}))
+
+    def halves(self, cut: Cut | SlabCut) -> list[tuple[Subproblems, Part]]:
         """The two parts, which together cover the whole."""
-        one, node, entry = self.problem, self.cut.node, self.cut.entry
-        whole = one.box if node == 0 else self.known[node]
+        one, part = self.problem, self.part
+        if isinstance(cut, SlabCut):
+            assert part.slabs is not None
+            return [(one, replace(part, slabs=s)) for s in part.slabs.halves(cut.direction, cut.at)]
+        whole = one.box if cut.node == 0 else part.known[cut.node]
         upper, lower = whole.upper.clone(), whole.lower.clone()
-        upper.flatten()[entry] = lower.flatten()[entry] = self.cut.at
+        upper.flatten()[cut.entry] = lower.flatten()[cut.entry] = cut.at
         parts = []
         for half in (Interval(whole.lower, upper), Interval(lower, whole.upper)):
-            box = half if node == 0 else one.box
-            known = self.known if node == 0 else {**self.known, node: half}
-            parts.append((Subproblems(box, one.group, one.open, one.margins), known))
+            box = half if cut.node == 0 else one.box
+            known = part.known if cut.node == 0 else {**part.known, cut.node: half}
+            parts.append((Subproblems(box, one.group, one.open, one.margins), replace(part, known=known)))
         return parts
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """What slab cuts of one root box need: its slabs before any cut, (1, K), and the directions' strengths (K,)."""
+
+    slabs: Slabs
+    strengths: Tensor
+
+    def cut(self, slabs: Slabs) -> SlabCut:
+        """The direction with the largest strength times what is left of its range in T, at the middle in T."""
+        centre = 0.5 * (self.slabs.low + self.slabs.high)[0]
+        low, high = (torch.asinh((x[0] - centre) / CORE) for x in (slabs.low, slabs.high))
+        q = int((self.strengths * (high - low)).argmax())
+        return SlabCut(q, float(centre[q]) + CORE * math.sinh(0.5 * float(low[q] + high[q])))
+
+
+def directions(checker: Checker, checked: Checked, box: int) -> Directions | None:
+    """The directions for one of the boxes, by its most promising row; None where the network has none."""
+    one = checked[torch.tensor([box])]
+    prop = checker.property
+    row = prop.select_rows(_row(checker, one.problems), checker.graph.output_shape, checker.graph.input_shape)
+    found, strengths = dominant_directions(one.relaxation, checker.graph.output, row, DIRECTIONS)
+    if not len(found):
+        return None
+    x = one.problems.box
+    centre = found @ x.centre[0]
+    reach = 1.000001 * (found.abs() @ torch.maximum(x.upper - x.centre, x.centre - x.lower)[0])
+    slack = 1e-9 * (1.0 + found.abs() @ x.magnitude[0])
+    slabs = Slabs(found.unsqueeze(0), (centre - reach - slack).unsqueeze(0), (centre + reach + slack).unsqueeze(0))
+    return Directions(slabs, strengths)
 
 
 def input_cuts(checker: Checker, checked: Checked, boxes: Tensor, smallest: Tensor) -> list[Cut]:
@@ -69,19 +139,19 @@ def input_cuts(checker: Checker, checked: Checked, boxes: Tensor, smallest: Tens
     return cuts
 
 
-def neuron_cuts(checker: Checker, checked: Checked, boxes: Tensor) -> list[Cut | None]:
+def neuron_cuts(checker: Checker, problems: Subproblems, known: dict[int, Interval]) -> list[Cut | None]:
     """For each of the boxes, the entry with the largest |gradient of the row| times gap of its envelope.
 
     The row is the best one of the most open disjunct, its gradient taken at the box's centre; the gap is between the
     function and its chord at the point where it would be cut.  None where every function is affine already.
     """
-    relaxation, graph = checked.relaxation, checker.graph
-    gradients = _gradients(checker, checked.problems[boxes])
-    best: list[tuple[float, Cut | None]] = [(0.0, None)] * len(boxes)
+    graph = checker.graph
+    gradients = _gradients(checker, problems)
+    best: list[tuple[float, Cut | None]] = [(0.0, None)] * len(problems)
     for position, gradient in gradients.items():
         node = graph.nodes[position]
         assert isinstance(node.op, Elementwise)
-        x = relaxation.intervals[node.inputs[0]][boxes]
+        x = known[node.inputs[0]]
         at = node.op.cut(x)
         low, middle, high = (node.op.forward(z) for z in (x.lower, at, x.upper))
         chord = torch.lerp(low, high, ((at - x.lower) / x.width).nan_to_num(0.5))
@@ -93,17 +163,21 @@ def neuron_cuts(checker: Checker, checked: Checked, boxes: Tensor) -> list[Cut |
     return [cut for _, cut in best]
 
 
-def _gradients(checker: Checker, problems: Subproblems) -> dict[int, Tensor]:
-    """The gradient (B, *S) of every box's most promising row by the value of every elementwise node."""
-    prop = checker.property
+def _row(checker: Checker, problems: Subproblems) -> Tensor:
+    """(B,): every box's most promising row, of the most open disjunct the one with the largest margin."""
     margins = torch.where(problems.open.unsqueeze(2), problems.margins, torch.inf)
     disjunct = margins.amax(2).argmin(1)
     each = torch.arange(len(problems))
-    row = prop.rows[problems.group][each, disjunct, margins[each, disjunct].argmax(1)].clamp(min=0)
+    return checker.property.rows[problems.group][each, disjunct, margins[each, disjunct].argmax(1)].clamp(min=0)
+
+
+def _gradients(checker: Checker, problems: Subproblems) -> dict[int, Tensor]:
+    """The gradient (B, *S) of every box's most promising row by the value of every elementwise node."""
+    row = _row(checker, problems)
     with torch.enable_grad():
         centre = problems.box.centre
         values = checker.graph.values(centre.reshape(-1, *checker.graph.input_shape).requires_grad_(True))
-        total = (values[-1].flatten(1) * prop.output[row]).sum()
+        total = (values[-1].flatten(1) * checker.property.output[row]).sum()
         wanted = [i for i in checker.graph.nonlinear if isinstance(checker.graph.nodes[i].op, Elementwise)]
         found = torch.autograd.grad(total, [values[i] for i in wanted], allow_unused=True)
     return {i: g for i, g in zip(wanted, found, strict=True) if g is not None}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curvverify.bounding.coupling.block import make_block
+from curvverify.bounding.coupling.block import make_block, make_frame
 from curvverify.bounding.coupling.build import coupled_blocks
 from curvverify.bounding.coupling.chain import ends, lower_chain
 from curvverify.bounding.coupling.generators import Generators, elementwise_strip, node_generators, product_strip
@@ -181,7 +181,8 @@ def test_price_bounds_the_squares(ball: bool) -> None:
     zeros = torch.zeros(1, 6, dtype=torch.float64)
     x = Interval(zeros - 1.0, zeros + 1.0)
     site = _site_of(Power(2.0), x, zeros)
-    state = CoupledRows(make_block((site,), Generators(zeros, zeros, columns), ball=ball))
+    frame = make_frame({site.node: site.entries}, Generators(zeros, zeros, columns), ball=ball)
+    state = CoupledRows(make_block((site,), frame))
     xi = torch.randn(4000, 30, generator=generator, dtype=torch.float64)
     xi = xi / xi.norm(dim=1, keepdim=True) if ball else xi.sign()
     for _ in range(5):

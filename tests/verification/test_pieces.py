@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from curvverify.bounding.linear import Effort
+from curvverify.bounding.relaxation import Part
 from curvverify.graph import load
 from curvverify.graph.replay import Replayer
 from curvverify.spec import parse_query
@@ -18,8 +19,9 @@ from curvverify.types import Deadline
 from curvverify.verification.branch import Branching, attack_minima
 from curvverify.verification.checker import Checker
 from curvverify.verification.falsify import Falsifier
+from curvverify.verification.methods import Method, best
 from curvverify.verification.property import compile_query
-from curvverify.verification.splits import Open, neuron_cuts
+from curvverify.verification.splits import Open, directions, neuron_cuts
 from curvverify.verification.state import Subproblems, concatenate
 
 
@@ -82,18 +84,18 @@ def test_children_cover_the_parent_and_inherit(model) -> None:
     root = checker.linear(Subproblems.of(prop), Effort(1), 1)
     stuck = root.problems.open | True
     still = Subproblems(root.problems.box, root.problems.group, stuck, torch.full_like(root.problems.margins, -1.0))
-    branching = Branching(checker, falsifier, 1.0, 16)
-    branching._settled = torch.full(prop.present.shape, math.inf, dtype=torch.float64)
-    branching._smallest = torch.zeros(2, dtype=torch.float64)
-    branching._push(type(root)(still, root.rows, root.bounds, root.relaxation))
-    children, known = branching._split(4)
+    branching = Branching(checker, falsifier, 1.0, 16, [Method("input")])
+    branching._begin([type(root)(still, root.rows, root.bounds, root.relaxation)])
+    (entry,) = branching._pop(4, branching.methods[0])
+    (one, known), (other, _) = entry.halves(entry.steepest or entry.widest)
+    children, part = concatenate([one, other]), branching._stacked(branching.methods[0], [entry], [known, known])
     assert len(children) == 2
     assert torch.equal(children.box.lower.amin(0), prop.boxes.lower[0])
     assert torch.equal(children.box.upper.amax(0), prop.boxes.upper[0])
     cut = children.box.width.prod(1).sum()
     assert cut.item() == pytest.approx(prop.boxes.width.prod().item())
-    assert set(known) == set(model.graph.bounded)
-    checked = checker.linear(children, Effort(1), 1, known=known)
+    assert set(part.known) == set(model.graph.bounded)
+    checked = checker.linear(children, Effort(1), 1, part)
     for node, bounds in enumerate(checked.relaxation.intervals):  # type: ignore[union-attr]
         x = torch.rand(2, 200, 2, dtype=torch.float64) * children.box.width.unsqueeze(1) + children.box.lower.unsqueeze(
             1
@@ -111,17 +113,16 @@ def test_halves_of_a_neuron_cut_cover_the_whole(model) -> None:
     checker = Checker(model.graph, prop)
     root = checker.linear(Subproblems.of(prop), Effort(1), 1)
     stuck = Subproblems(root.problems.box, root.problems.group, prop.present.clone(), root.problems.margins - 1e6)
-    opened = type(root)(stuck, root.rows, root.bounds, root.relaxation)
-    (cut,) = neuron_cuts(checker, opened, torch.tensor([0]))
+    known = {i: root.relaxation.intervals[i] for i in model.graph.bounded}
+    (cut,) = neuron_cuts(checker, stuck, known)
     assert cut is not None
     assert cut.node in model.graph.bounded
-    known = {i: root.relaxation.intervals[i] for i in model.graph.bounded}  # type: ignore[union-attr]
-    halves = Open(stuck, known, cut).halves()
+    halves = Open(stuck, Part(known), 0, -1.0).halves(cut)
     x = 2.0 * torch.rand(500, 1, 2, dtype=torch.float64) - 1.0
     values = model.graph.values(x)
     at = values[cut.node].flatten(1)[:, cut.entry]
     for (problem, half), inside in zip(halves, (at <= cut.at, at >= cut.at), strict=True):
-        bounds = checker.linear(problem, Effort(2), 2, known=half).relaxation.intervals  # type: ignore[union-attr]
+        bounds = checker.linear(problem, Effort(2), 2, half).relaxation.intervals
         for value, bound in zip(values, bounds, strict=True):
             assert bool((value[inside] >= bound.lower - 1e-12).all())
             assert bool((value[inside] <= bound.upper + 1e-12).all())
@@ -165,3 +166,63 @@ def test_replaced_and_concatenate_keep_order() -> None:
     three = concatenate([one, one, one])
     proved = three[torch.tensor([1])].proved(torch.ones(1, 2, 1, dtype=torch.float64))
     assert three.replaced(torch.tensor([1]), proved).unsettled.tolist() == [0, 2]
+
+
+def test_the_method_that_closes_soonest_is_taken() -> None:
+    """Untried methods come first, then the least seconds times the size of the tree that the gains promise."""
+    slow, quick, stuck = Method("slab"), Method("input"), Method("neuron")
+    slow.record([0.5, 0.5], 8.0, 1)
+    assert best([slow, quick]) is quick
+    quick.record([0.25, 0.25], 0.5, 1)
+    assert slow.expected == pytest.approx(math.log(8.0 * 4.0))
+    assert quick.expected == pytest.approx(math.log(0.5 * 16.0))
+    stuck.record([0.0, 0.0], 0.001, 1)
+    assert best([slow, quick, stuck]) is quick
+
+
+def test_a_full_queue_forgets_and_goes_deep(model) -> None:
+    """Above its shares of the memory the queue drops search states, then closes the nearly proved first."""
+    query = declared(2, 3, *BOX, "(<= Y_0 -50.0)")
+    prop = compile_query(query)
+    checker = Checker(model.graph, prop)
+    falsifier = Falsifier(model.graph, query, prop, Replayer(model).run)
+    root = checker.linear(Subproblems.of(prop), Effort(1, keep=True), 1)
+    known = {i: root.relaxation.intervals[i] for i in model.graph.bounded}
+    branching = Branching(checker, falsifier, 1e-9, 4, [Method("input")])
+    for margin in (-3.0, -1.0, -2.0):
+        problem = Subproblems(prop.boxes, torch.tensor([0]), prop.present, torch.full_like(prop.thresholds, margin))
+        branching._add(Open(problem, Part(known, states=root.relaxation.states), 0, margin))
+    before = branching._bytes
+    (entry,) = branching._pop(1, branching.methods[0])
+    assert entry.margin == -1.0
+    assert not entry.part.states
+    assert 0 < branching._bytes < before
+
+
+def test_directions_find_what_the_network_varies_in() -> None:
+    """All neurons look along w, up to noise: the first direction is w, scaled to |v|.r = 1, and cut in the middle."""
+    torch.manual_seed(5)
+    w = torch.randn(20)
+    module = nn.Sequential(nn.Linear(20, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 1))
+    first = module[0]
+    assert isinstance(first, nn.Linear)
+    first.weight.data = torch.outer(torch.rand(12) + 0.5, w) + 0.01 * torch.randn(12, 20)
+    model = load(module, (1, 20))
+    bounds = [f"(and (>= X_{i} -0.1) (<= X_{i} {0.1 + 0.01 * i:.2f}))" for i in range(20)]
+    prop = compile_query(declared(20, 1, *bounds, "(<= Y_0 -50.0)"))
+    checker = Checker(model.graph, prop)
+    root = checker.linear(Subproblems.of(prop), Effort(1), 1)
+    stuck = Subproblems(prop.boxes, torch.tensor([0]), prop.present, torch.full_like(prop.thresholds, -1.0))
+    found = directions(checker, type(root)(stuck, root.rows, root.bounds, root.relaxation), 0)
+    assert found is not None
+    v, radius = found.slabs.directions[0], 0.5 * prop.boxes.width[0]
+    assert torch.allclose(v.abs() @ radius, torch.ones(len(v), dtype=torch.float64))
+    assert float(torch.cosine_similarity(v[0] * radius, w * radius, dim=0).abs()) > 0.99
+    assert float(found.strengths[0]) == float(found.strengths.max())
+    cut = found.cut(found.slabs)
+    assert cut.direction == 0
+    assert cut.at == pytest.approx(float(v[0] @ prop.boxes.centre[0]), abs=1e-6)
+    left, right = found.slabs.halves(0, cut.at)
+    assert left.high[0, 0] == right.low[0, 0] == cut.at
+    inner = found.cut(right)
+    assert inner.direction != 0 or float(inner.at - cut.at) < 0.5  # unevenly: the middle matters most

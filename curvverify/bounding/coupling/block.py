@@ -31,14 +31,23 @@ class Site:
     """Bounds (B, 1, n) on the function there."""
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Sites with n entries together, and the Gram matrices of their generators, group by group.
+def _picked(values: Tensor, boxes: Tensor) -> Tensor:
+    """values[boxes], without a copy where there is but one box."""
+    return values.expand(len(boxes), *values.shape[1:]) if len(values) == 1 else values[boxes]
 
-    sum_i xi_i^2 over group g is at most budget_g; gram_g = sum of x_i x_i^T over its columns x_i, up to roundings.
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The Gram matrices of n entries' generators, group by group: what holds on every part of the boxes as well.
+
+    z - z0 = G xi + eps; sum_i xi_i^2 over group g is at most budget_g; gram_g = sum of x_i x_i^T over its columns x_i
+    of G, up to roundings.
     """
 
-    sites: tuple[Site, ...]
+    entries: dict[int, Tensor]
+    """By node, (B, n_i): flat positions, distinct in every box."""
+    centre: Tensor
+    """z0 (B, n)."""
     error: Tensor
     """(B, n): how far entries may be from their generators' combination."""
     gram: Tensor
@@ -49,9 +58,45 @@ class Block:
     """(B, n): sum of |G_ki|."""
     terms: int
     """How many products one entry of all Gram matrices together is summed from."""
+
+    def __getitem__(self, boxes: Tensor) -> Frame:
+        """The same for some of the boxes, which may repeat."""
+        return Frame(
+            {i: e[boxes] for i, e in self.entries.items()},
+            self.centre[boxes],
+            self.error[boxes],
+            _picked(self.gram, boxes),
+            self.budget,
+            self.reach[boxes],
+            self.terms,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Sites whose entries are in their order those of the frame."""
+
+    sites: tuple[Site, ...]
+    frame: Frame
     start: Tensor
     """(2, n): see `Hulls.start`."""
     _converted: dict[torch.dtype, Block] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def error(self) -> Tensor:
+        return self.frame.error
+
+    @property
+    def gram(self) -> Tensor:
+        return self.frame.gram
+
+    @property
+    def budget(self) -> Tensor:
+        return self.frame.budget
+
+    @property
+    def reach(self) -> Tensor:
+        return self.frame.reach
 
     @property
     def size(self) -> int:
@@ -69,16 +114,14 @@ class Block:
             return self
         if dtype not in self._converted:
             sites = tuple(replace(s, hulls=s.hulls.to(dtype), image=s.image.to(dtype)) for s in self.sites)
-            tensors = {k: getattr(self, k).to(dtype) for k in ("error", "gram", "budget", "reach", "start")}
-            self._converted[dtype] = replace(self, sites=sites, **tensors)
+            tensors = {k: getattr(self.frame, k).to(dtype) for k in ("error", "gram", "budget", "reach")}
+            frame = replace(self.frame, **tensors)
+            self._converted[dtype] = replace(self, sites=sites, frame=frame, start=self.start.to(dtype))
         return self._converted[dtype]
 
 
-def make_block(sites: tuple[Site, ...], generators: Generators, caution: float = 1.0, ball: bool = False) -> Block:
-    """The block of the sites' entries in their order; `ball`: xi is in the unit l_2 ball instead of the box.
-
-    `caution` multiplies the first coefficients.
-    """
+def make_frame(entries: dict[int, Tensor], generators: Generators, ball: bool = False) -> Frame:
+    """The frame of the nodes' entries in their order; `ball`: xi is in the unit l_2 ball instead of the box."""
     found = generators.without_empty()
     columns = found.columns
     boxes, n, count = columns.shape
@@ -91,7 +134,11 @@ def make_block(sites: tuple[Site, ...], generators: Generators, caution: float =
         part = columns[:, :, members]
         torch.bmm(part, part.mT, out=gram[:, g]) if boxes == 1 else gram[:, g].copy_(part @ part.mT)
     budget = torch.ones(1, dtype=torch.float64) if ball else sizes.double()
-    reach = columns.abs().sum(2)
+    return Frame(entries, found.centre, found.error, gram.flatten(2), budget, columns.abs().sum(2), count + groups)
+
+
+def make_block(sites: tuple[Site, ...], frame: Frame, caution: float = 1.0) -> Block:
+    """The block of the sites on the frame; `caution` multiplies the first coefficients."""
     starts = [torch.tensor([caution * s.hulls.start[0], s.hulls.start[1]]) for s in sites]
     start = torch.stack([t for s, t in zip(sites, starts, strict=True) for _ in range(s.entries.shape[1])], 1)
-    return Block(sites, found.error, gram.flatten(2), budget, reach, count + groups, start)
+    return Block(sites, frame, start)

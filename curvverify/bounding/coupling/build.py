@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvverify.bounding.coupling.block import Block, Site, make_block
+from curvverify.bounding.coupling.block import Block, Frame, Site, make_block, make_frame
 from curvverify.bounding.coupling.generators import Strip, node_generators, stacked
 from curvverify.bounding.coupling.hinge import hinge_hulls
 from curvverify.bounding.coupling.hulls import Hulls
@@ -43,6 +43,8 @@ def coupled_blocks(relaxation: Relaxation, node: int, levels: int) -> list[Block
 
 def _build(relaxation: Relaxation, nodes: tuple[int, ...], caution: float) -> Block | None:
     """The block of the most influential entries of the nodes; None where none has anything to gain."""
+    if nodes in relaxation.around:
+        return _within(relaxation, relaxation.around[nodes], caution)
     scores = [gaps(relaxation, i) for i in nodes]
     if not scores or not any(bool((s > 0).any()) for s in scores):
         return None
@@ -59,7 +61,20 @@ def _build(relaxation: Relaxation, nodes: tuple[int, ...], caution: float) -> Bl
             part = node_generators(relaxation, relaxation.graph.nodes[i].inputs[0], entries, strips)
             sites.append(_site(relaxation, i, entries, score.gather(1, entries) > 0, part[0].centre))
             parts.append(part)
-    return make_block(tuple(sites), stacked(parts), caution)
+    frame = make_frame({s.node: s.entries for s in sites}, stacked(parts))
+    return make_block(tuple(sites), frame, caution)
+
+
+def _within(relaxation: Relaxation, frame: Frame | None, caution: float) -> Block | None:
+    """The block on the frame of a larger box, with hulls over what is left of the intervals."""
+    if frame is None:
+        return None
+    sites = []
+    centres = frame.centre.split([e.shape[1] for e in frame.entries.values()], 1)
+    for (i, entries), centre in zip(frame.entries.items(), centres, strict=True):
+        present = gaps(relaxation, i).gather(1, entries) > 0
+        sites.append(_site(relaxation, i, entries, present, centre))
+    return make_block(tuple(sites), frame, caution)
 
 
 def gaps(relaxation: Relaxation, position: int) -> Tensor:

@@ -133,6 +133,13 @@ def node_generators(
     return Generators(centre, error, columns), remainders
 
 
+def row_remainders(relaxation: Relaxation, node: int, rows: Rows, strips: dict[int, Strip]) -> dict[int, Tensor]:
+    """By nonlinear node, how much (B, R, *S) of a row's value its entries' remainders may take either way."""
+    substitution = _Strips(relaxation, node, rows, strips)
+    substitution.backward(0.0, rigorous=False)
+    return substitution.remainders
+
+
 def stacked(parts: list[tuple[Generators, dict[int, Tensor]]]) -> Generators:
     """The entries of several nodes over one set of generators."""
     nodes = sorted({i for _, remainders in parts for i in remainders})

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from curvverify.bounding.coupling.block import Block, Site
 from curvverify.bounding.coupling.hulls import Support
+from curvverify.bounding.resume import Weights
 from curvverify.numerics.norms.eigenvalues import certify, lanczos_estimates
 from curvverify.numerics.norms.scaling import from_unit_upper, times_power_of_two
 from curvverify.numerics.rounding import gamma
@@ -61,6 +62,16 @@ class CoupledRows:
     @property
     def sites(self) -> tuple[int, ...]:
         return tuple(site.node for site in self.block.sites)
+
+    def resume(self, weights: Weights) -> None:
+        """Start from the weights that similar rows had on the same frame; those of another size are ignored."""
+        c, p = weights
+        if c.shape[2] == self.block.size and p.shape[2] == self.block.gram.shape[1]:
+            self.c, self.p = c, p
+
+    @property
+    def weights(self) -> Weights | None:
+        return None if self.c is None else (self.c, self.p)
 
     def couple(
         self, rows: Mapping[int, Tensor], points: Mapping[int, Tensor], lines: Mapping[int, Lines], rigorous: bool
@@ -195,7 +206,7 @@ class CoupledRows:
         exponent = torch.frexp(trace).exponent.to(torch.int64).clamp(-1000, 1000)
         S = _scaled(shares, times_power_of_two(c, -exponent.unsqueeze(2)).sqrt())
         largest = largest_upper(S.flatten(0, 1)).reshape(trace.shape)
-        rounding = gamma(block.terms + 2 * block.size + 16) * 1.01 * trace
+        rounding = gamma(block.frame.terms + 2 * block.size + 16) * 1.01 * trace
         largest = from_unit_upper(largest.clamp(min=0.0), exponent) + rounding
         budget = (p * block.budget).sum(2)
         stray = (c * block.error.square().unsqueeze(1)).sum(2)

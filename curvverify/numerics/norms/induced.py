@@ -65,7 +65,11 @@ def _largest_entry_upper(op: LinearOperator, shape_in: Shape, sums: tuple[Tensor
         return math.inf if math.isnan(bound) else bound
     bound = min(float(s.max()) for s in sums)
     found = materialise([op], shape_in)
-    return bound if found is None else min(bound, float(round_up(found[0].abs().max() + found[1]).nan_to_num(math.inf, math.inf)))
+    return (
+        bound
+        if found is None
+        else min(bound, float(round_up(found[0].abs().max() + found[1]).nan_to_num(math.inf, math.inf)))
+    )
 
 
 @torch.no_grad()
