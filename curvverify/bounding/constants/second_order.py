@@ -44,6 +44,7 @@ class Bends:
 
     def __post_init__(self) -> None:
         self._found: dict[int, float] = {}
+        self._third: dict[int, float] = {}
 
     def __getitem__(self, j: int) -> float:
         if j not in self._found:
@@ -70,6 +71,11 @@ class Bends:
 
         They are sigma^(3) o Dz p o Dz q o Dz r + 3 sigma^(2) o Dz p o D^2 z[q, r], symmetrised; and their like.
         """
+        if j not in self._third:
+            self._third[j] = self._third_order(j)
+        return self._third[j]
+
+    def _third_order(self, j: int) -> float:
         setting, known = self.setting, self.known
         node = setting.graph.nodes[j]
         block = setting.structure.blocks.get(j)
