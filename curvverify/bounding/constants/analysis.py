@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from curvverify.bounding.constants.maps import CentredMaps
 from curvverify.bounding.constants.rows import RowConstants, row_constants
@@ -103,12 +102,8 @@ def _with_rows(found: Constants, rows: RowConstants) -> Constants:
     name = "two layers, exact" if rows.exact else "layered, sign-split"
     lipschitz, curvature = rows.lipschitz.reshape(shape), rows.curvature.reshape(shape)
     return Constants(
-        found.lipschitz.least(Bound(_whole(lipschitz), "gradient range")),
-        found.curvature.least(Bound(_whole(curvature), name)),
+        found.lipschitz.least(Bound(length(lipschitz), "gradient range")),
+        found.curvature.least(Bound(length(curvature), name)),
         found.third_order,
         Entries(torch.minimum(e.lipschitz, lipschitz), torch.minimum(e.curvature, curvature), e.third_order),
     ).consistent()
-
-
-def _whole(entries: Tensor) -> float:
-    return length(entries)

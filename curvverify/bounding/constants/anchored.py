@@ -21,7 +21,7 @@ from torch import Tensor
 from curvverify.bounding.constants.analysis import Analysis, analyse
 from curvverify.bounding.constants.gradients import derivatives
 from curvverify.bounding.constants.second_order import weighted_upper
-from curvverify.bounding.constants.setting import AnyBlock, Setting
+from curvverify.bounding.constants.setting import AnyBlock, slopes_over
 from curvverify.bounding.constants.values import (
     UNBOUNDED,
     Bound,
@@ -92,7 +92,7 @@ class _Passes:
         setting = region.setting
         graph = setting.graph
         at = tuple(v[0] for v in interval_bounds(graph, Interval(x.unsqueeze(0), x.unsqueeze(0))))
-        here = replace(setting, ranges=at, slopes=_slopes_at(setting, at))
+        here = replace(setting, ranges=at, slopes=slopes_over(graph, at))
         slopes: list[tuple[Interval, ...]] = []
         steep: dict[int, Tensor] = {}
         for i, node in enumerate(graph.nodes):
@@ -148,12 +148,6 @@ class _Passes:
         """Upper bounds (R) on ||diag(w) Dz(x)||."""
         known = dict(enumerate(self.point.nodes))
         return weighted_upper(self.point.setting, known, self.point.maps, z, weights)
-
-
-def _slopes_at(setting: Setting, at: tuple[Interval, ...]) -> tuple[tuple[Interval, ...], ...]:
-    from curvverify.bounding.constants.setting import slopes_over
-
-    return slopes_over(setting.graph, at)
 
 
 def _secant(op: Elementwise, order: int, at: Interval, region: Interval) -> Interval:
