@@ -210,13 +210,6 @@ class Evaluator:
         return found
 
 
-def difference_rows(classes: int, y: Tensor, t: Tensor) -> Tensor:
-    """Rows (N, K) of z_y - z_t."""
-    rows = torch.zeros(len(y), classes, dtype=torch.float64)
-    rows.scatter_(1, y.unsqueeze(1), 1.0)
-    return rows.scatter_add_(1, t.unsqueeze(1), torch.full((len(t), 1), -1.0, dtype=torch.float64))
-
-
 def length(x: Tensor) -> Tensor:
     """l_2 norms (B) over all axes but the first, up to rounding (below 1e-10)."""
     return torch.linalg.vector_norm(x.flatten(1), dim=1)

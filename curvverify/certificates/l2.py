@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from curvverify.bounding.constants.rows import difference_rows
 from curvverify.certificates.ball_box import Problem, minimised, proved_radius, proved_value
 from curvverify.certificates.closed_form import attack_radius, lipschitz_radius, taylor_radius
-from curvverify.certificates.evaluate import Enclosed, Evaluator, difference_rows
+from curvverify.certificates.evaluate import Enclosed, Evaluator
 from curvverify.certificates.local import LocalAnalyser
 from curvverify.certificates.nearest import nearest
 from curvverify.certificates.pairs import PairTable

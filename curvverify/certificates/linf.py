@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvverify.bounding.constants.rows import difference_rows
 from curvverify.bounding.linear import Effort, linear_bounds, row_bounds
 from curvverify.bounding.substitution import Rows
 from curvverify.certificates.closed_form import attack_radius, lipschitz_radius, taylor_radius
-from curvverify.certificates.evaluate import ROUND, Enclosed, Evaluator, difference_rows
+from curvverify.certificates.evaluate import ROUND, Enclosed, Evaluator
 from curvverify.certificates.pairs import PairTable
 from curvverify.certificates.record import RadiusOptions, SampleRadius, is_exact
 from curvverify.certificates.witness import Confirmer, descended

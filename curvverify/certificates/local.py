@@ -6,19 +6,20 @@ Constants over a ball of radius R prove a radius min(R, f(R)), f falling with R;
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from curvverify.bounding.constants.analysis import Analysis
 from curvverify.bounding.constants.anchored import anchored_constants
-from curvverify.bounding.constants.report import analysis_over
+from curvverify.bounding.constants.report import analysis_over, with_rows
+from curvverify.bounding.constants.rows import difference_rows
 from curvverify.bounding.constants.setting import Structure
 from curvverify.bounding.region import region_of
 from curvverify.certificates.closed_form import cubic_radius, lipschitz_radius, taylor_radius
 from curvverify.certificates.reduced import reduced
-from curvverify.graph.layers import Graph, Node
-from curvverify.ops.linear import Dense, Reshape
+from curvverify.graph.layers import Graph
 from curvverify.types import Ball
 
 METHODS = ("anchored", "local lipschitz", "cubic")
@@ -54,15 +55,8 @@ class LocalRadius:
 def margins_graph(graph: Graph, y: int) -> Graph:
     """The graph whose outputs are z_y - z_t for all t != y in order."""
     size = graph.nodes[graph.output].size
-    nodes = list(graph.nodes)
-    if nodes[-1].shape not in ((size,), (1, size)):
-        nodes.append(Node("scores in a row", Reshape(nodes[-1].shape, (1, size)), (len(nodes) - 1,), (1, size)))
-    weight = -torch.eye(size, dtype=torch.float64)
-    weight[:, y] += 1.0
-    weight = weight[torch.arange(size) != y]
-    shape = (*nodes[-1].shape[:-1], size - 1)
-    nodes.append(Node(f"margins of class {y}", Dense(weight), (len(nodes) - 1,), shape))
-    return Graph(tuple(nodes))
+    others = torch.arange(size)[torch.arange(size) != y]
+    return with_rows(graph, difference_rows(size, torch.full_like(others, y), others), f"margins of class {y}")
 
 
 @dataclass(eq=False)
@@ -81,29 +75,29 @@ class LocalAnalyser:
             if y not in self.structures:
                 self.structures[y] = Structure(margins_graph(self.graph, y))
             return self.structures[y], x.reshape(self.graph.input_shape)
-        fresh = Structure(margins_graph(self.reduced.around(x), y))
-        known = self.structures.setdefault(y, fresh)  # the graphs differ in their first constant only
-        caches = {name: getattr(known, name) for name in ("_norms", "_rows", "_disjoint")}
-        return replace(fresh, **caches), torch.zeros(self.reduced.shape, dtype=torch.float64)
+        graph = margins_graph(self.reduced.around(x), y)
+        known = self.structures.setdefault(y, Structure(graph))  # the graphs differ in their first constant only
+        return known.like(graph), torch.zeros(self.reduced.shape, dtype=torch.float64)
+
+    @torch.no_grad()
+    def region(self, x: Tensor, y: int, radius: float) -> tuple[Analysis, Tensor]:
+        """The margins of the sample x (n) of class y over the ball of that radius, and its centre in their input."""
+        structure, centre = self._structure(x, y)
+        return analysis_over(structure, region_of(Ball(centre, radius), structure.graph.input_shape)), centre
 
     def constants(self, x: Tensor, y: int, radius: float) -> LocalConstants:
         """For the sample x (n) of class y over the ball of that radius."""
-        structure, centre = self._structure(x, y)
-        shape = structure.graph.input_shape
+        region, centre = self.region(x, y, radius)
+        entries = region.nodes[-1].entries
+        curvature, third = entries.curvature.flatten(), entries.third_order.flatten()
+        bend, top = _forms(region)
         with torch.no_grad():
-            region = analysis_over(structure, region_of(Ball(centre, radius), shape))
-            entries = region.nodes[-1].entries
-            curvature, third = entries.curvature.flatten(), entries.third_order.flatten()
-            bend, top = curvature, curvature
-            if region.rows is not None:
-                bend, top = torch.minimum(bend, -region.rows.lower), torch.minimum(top, region.rows.upper)
             anchored = anchored_constants(region, centre)
             relative = anchored.nodes[-1].entries
             if anchored.row_curvature is not None:
                 curvature = torch.minimum(curvature, anchored.row_curvature)
             curvature = torch.minimum(curvature, relative.curvature.flatten())
             lipschitz = torch.minimum(entries.lipschitz.flatten(), relative.lipschitz.flatten())
-        bend, top = bend.clamp(min=0.0), top.clamp(min=0.0)
         return LocalConstants(lipschitz, torch.minimum(curvature, bend), bend, top, third)
 
     def radius(
@@ -125,7 +119,7 @@ class LocalAnalyser:
         best = LocalRadius(known, "")
         low, high = known, limit
         R = min(4.0 * known, limit) if known > 0.0 else min(limit, 1e-3)
-        here = self.constants(x, y, HERE * R).bend
+        here, _ = _forms(self.region(x, y, HERE * R)[0])
         R = limit if decide else R
         for _ in range(tries):
             c = self.constants(x, y, R)
@@ -153,3 +147,12 @@ class LocalAnalyser:
                 break
             R = math.sqrt(max(low, 1e-3 * high) * high)
         return best
+
+
+def _forms(region: Analysis) -> tuple[Tensor, Tensor]:
+    """(bend, top) of every output: -bend I <= Hessian <= top I on the region."""
+    curvature = region.nodes[-1].entries.curvature.flatten()
+    if region.rows is None:
+        return curvature, curvature
+    bend, top = torch.minimum(curvature, -region.rows.lower), torch.minimum(curvature, region.rows.upper)
+    return bend.clamp(min=0.0), top.clamp(min=0.0)

@@ -219,9 +219,7 @@ class _Spot:
         inverse = torch.linalg.inv(bent.matrix)
         v = -inverse @ bent.gradient
         Pv = bent.matrix @ v
-        residual = float((bent.gradient + Pv).norm())
-        size = float(bent.matrix.abs().sum(1).max()) * float(v.norm()) * len(v) ** 0.5
-        lost = gamma(len(v) + 16) * (size + float(bent.gradient.norm())) + bent.error * float(v.norm())
+        residual, lost = _residual(bent, v)
         value = float((bent.gradient * v).sum()) + 0.5 * float((v * Pv).sum())
         terms = float((bent.gradient * v).abs().sum() + (v * Pv).abs().sum())
         slack = float(v.norm()) * lost + gamma(len(v) + 16) * terms
@@ -244,15 +242,20 @@ class _Spot:
         slop = gamma(len(v) + 16) * ((net.weight.T * Y).abs().sum(0) + (S * Y).abs().sum(0)) + lost * Y.norm(dim=0)
         spread = spread + 2.0 * slop
         # the residual of v moves the centre: ||P^-1 (g + P v)|| <= ||...|| / lambda
-        size = float(bent.matrix.abs().sum(1).max()) * float(v.norm()) * len(v) ** 0.5
-        off = gamma(len(v) + 16) * (size + float(bent.gradient.norm())) + bent.error * float(v.norm())
-        drift = (float((bent.gradient + bent.matrix @ v).norm()) + off) / lam * ROUND
+        drift = sum(_residual(bent, v)) / lam * ROUND
         reach = (2.0 * max(-bound, 0.0) * spread).clamp(min=0.0).sqrt() * ROUND + drift * net.weight.norm(dim=1) + 1e-10
         x = point + v
         z = net.weight @ x + net.bias
         reach = reach + 2.0 * gamma(len(v) + 16) * (net.weight.abs() @ (x.abs() + v.abs()) + net.bias_size)
         self.range = self.range.intersect(Interval(z - reach, z + reach))
         return bool((self.range.lower <= self.range.upper).all())
+
+
+def _residual(bent: Bent, v: Tensor) -> tuple[float, float]:
+    """||g + P v|| as computed, and what rounding and P's error may have changed it by."""
+    size = float(bent.matrix.abs().sum(1).max()) * float(v.norm()) * len(v) ** 0.5
+    lost = gamma(len(v) + 16) * (size + float(bent.gradient.norm())) + bent.error * float(v.norm())
+    return float((bent.gradient + bent.matrix @ v).norm()), lost
 
 
 def secant_mean(op: Elementwise, z: Tensor, error: float, range_: Interval) -> Interval:

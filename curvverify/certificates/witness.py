@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvverify.certificates.evaluate import ROUND, Evaluator, difference_rows
+from curvverify.bounding.constants.rows import difference_rows
+from curvverify.certificates.evaluate import ROUND, Evaluator
 
 Run = Callable[[Tensor], Tensor]
 """The original model's scores (K), float32, at a flat float32 input."""

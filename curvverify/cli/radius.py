@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ import typer
 
 from curvverify.cli.inputs import existing, parse_shapes
 from curvverify.cli.output import setup_logging, stderr_console, stdout_console
-from curvverify.errors import UnreadableError, UsageError
+from curvverify.errors import UsageError
 
 if TYPE_CHECKING:
     from curvverify.certificates.radius import Samples
@@ -53,6 +52,7 @@ def radius(
     from curvverify.certificates.record import RadiusOptions
     from curvverify.graph import load
     from curvverify.report.radii import open_for_append
+    from curvverify.spec.dataset import read_split
 
     x, y = read_split(existing(data), split)
     count = min(limit or len(x), len(x))
@@ -62,7 +62,7 @@ def radius(
     samples = checked_samples(x[:count], y[:count], *network_size(loaded), chosen, f"{data} ({split})")
     _say(samples, options, loaded)
     done, stream = open_for_append(out, _settings(loaded, data, split, options), resume)
-    with stream, contextlib.ExitStack():
+    with stream:
         try:
             _run(stream, done, loaded, samples, options)
         except KeyboardInterrupt:
@@ -96,21 +96,6 @@ def parse_domain(text: str) -> Domain | str | None:
     except ValueError:
         raise UsageError(f"--domain {text!r}: give LOW,HIGH, none or auto") from None
     return low, high
-
-
-def read_split(path: Path, split: str) -> tuple[Any, Any]:
-    """The arrays x_SPLIT and y_SPLIT of an npz file; UnreadableError where there are none."""
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = set(archive.files) if hasattr(archive, "files") else set()
-            if {f"x_{split}", f"y_{split}"} - names:
-                there = ", ".join(sorted(names)) or "nothing"
-                raise UnreadableError(f"{path}: no x_{split} and y_{split}; it holds {there}")
-            return archive[f"x_{split}"], archive[f"y_{split}"]
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise UnreadableError(f"{path}: not an npz file of plain arrays: {error}") from error
 
 
 def _say(samples: Samples, options: RadiusOptions, loaded: LoadedModel) -> None:
@@ -164,9 +149,11 @@ def _report(
     rows = [row for row in read_rows(out) if row.index < count]
     summary = summarise(rows, options.eps or typical_eps(rows))
     if as_json:
+        from curvverify.report.serialise import plain
+
         domain = None if options.domain is None else list(options.domain)
         head = {"model": loaded.name, "norm": options.norm, "domain": domain, "csv": str(out)}
-        json.dump(_plain({**head, **asdict(summary)}), sys.stdout)
+        json.dump(plain({**head, **asdict(summary)}), sys.stdout)
         typer.echo()
     else:
         for table in radii_tables(summary, f"{loaded.name}, {options.norm}"):
@@ -179,12 +166,3 @@ def _report(
     if summary.contradictions:
         stderr_console().print(f"CONTRADICTION: {summary.contradictions} certified radii do not hold", style="bold red")
         raise typer.Exit(1)
-
-
-def _plain(value: Any) -> Any:
-    """JSON without infinities: they become strings."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, float) and abs(value) == float("inf") else value

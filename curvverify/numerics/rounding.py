@@ -35,6 +35,11 @@ def round_up(x: Tensor) -> Tensor:
     return torch.nextafter(x, torch.full_like(x, torch.inf))
 
 
+def radius_upper(x: Interval) -> Tensor:
+    """Upper bound on the distance from `x.centre`, itself rounded, to any value of the interval."""
+    return round_up(torch.maximum(x.upper - x.centre, x.centre - x.lower))
+
+
 def outward(lower: Tensor, upper: Tensor) -> Interval:
     """One ulp outward on both sides."""
     return Interval(round_down(lower), round_up(upper))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from curvverify.report.tables import shape_text
+
 if TYPE_CHECKING:
     from curvverify.bounding.constants.estimates import CurvatureEstimates
     from curvverify.bounding.constants.report import CurvatureReport
@@ -22,9 +24,8 @@ def constants_table(report: CurvatureReport) -> Table:
     for i, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if 3 <= i < 6 else "left", overflow="fold")
     for node in report.nodes:
-        shape = "x".join(str(n) for n in node.shape) or "scalar"
         numbers = (number(v) for v in (node.lipschitz_upper, node.curvature_upper, node.third_order_upper))
-        table.add_row(Text(node.name), node.op, shape, *numbers, Text(node.formula))
+        table.add_row(Text(node.name), node.op, shape_text(node.shape), *numbers, Text(node.formula))
     output = report.output
     table.add_section()
     numbers = (number(v) for v in (output.lipschitz_upper, output.curvature_upper, output.third_order_upper))

@@ -34,7 +34,7 @@ def to_json(record: object) -> dict[str, Any]:
     kind = type(record).__name__
     if kind not in RECORDS:
         raise TypeError(f"no JSON form for {kind}; known: {', '.join(RECORDS)}")
-    return {"kind": kind, "format": FORMAT, **_encode(record)}
+    return {"kind": kind, "format": FORMAT, **plain(record)}
 
 
 def from_json(data: Mapping[str, Any]) -> Any:
@@ -49,21 +49,22 @@ def from_json(data: Mapping[str, Any]) -> Any:
         raise UnreadableError(f"not a complete {kind} record: {error}") from error
 
 
-def _encode(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain JSON values: records as objects, tensors as lists, numbers that JSON cannot hold as strings."""
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _encode(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Tensor):
-        return _encode(value.detach().cpu().double().tolist())
+        return plain(value.detach().cpu().double().tolist())
     if isinstance(value, np.ndarray | np.generic):
-        return _encode(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if np.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(key): _encode(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_encode(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if value is None or isinstance(value, str | int):
         return value
     raise TypeError(f"no JSON form for {type(value).__name__}")
@@ -86,12 +87,12 @@ def _decode(kind: Any, value: Any) -> Any:
         hints = _hints(kind)  # type: ignore[arg-type]
         return kind(**{name: _decode(hints[name], entry) for name, entry in value.items()})  # type: ignore[operator]
     if kind is Tensor:
-        return torch.tensor(_plain(value), dtype=torch.float64)
+        return torch.tensor(_restored(value), dtype=torch.float64)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
     if kind in (float, int):
         return kind(value)
-    return _plain(value) if kind in (object, Any) else value
+    return _restored(value) if kind in (object, Any) else value
 
 
 def _decode_entries(arguments: tuple[Any, ...], value: list[Any]) -> list[Any]:
@@ -101,8 +102,8 @@ def _decode_entries(arguments: tuple[Any, ...], value: list[Any]) -> list[Any]:
     return [_decode(kind, entry) for kind, entry in zip(arguments, value, strict=True)]
 
 
-def _plain(value: Any) -> Any:
+def _restored(value: Any) -> Any:
     """Untyped JSON with the special floats restored."""
     if isinstance(value, list):
-        return [_plain(entry) for entry in value]
+        return [_restored(entry) for entry in value]
     return float(value) if value in SPECIAL else value

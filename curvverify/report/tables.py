@@ -38,10 +38,14 @@ def bounds_table(report: BoundsReport) -> Table:
     return table
 
 
+def shape_text(shape: tuple[int, ...]) -> str:
+    """`1x28x28`, or `scalar`."""
+    return "x".join(str(n) for n in shape) or "scalar"
+
+
 def bounds_row(node: NodeBounds) -> list[str | Text]:
     """The cells of one node."""
     lower, upper = float(node.lower.min()), float(node.upper.max())
     width = float((node.upper - node.lower).mean())
     loose = f"{node.loose} of {node.lower.numel()}" if node.nonlinear else ""
-    shape = "x".join(str(n) for n in node.shape) or "scalar"
-    return [Text(node.name), node.op, shape, f"{lower:.6g}", f"{upper:.6g}", f"{width:.6g}", loose]
+    return [Text(node.name), node.op, shape_text(node.shape), f"{lower:.6g}", f"{upper:.6g}", f"{width:.6g}", loose]

@@ -20,7 +20,9 @@ def load_samples(path: Path, split: str, limit: int | None, shape: tuple[int, ..
     Raises UnreadableError where the file is no .npz or an array is missing, has NaN or infinite entries or the wrong
     size; UsageError where there is no sample.
     """
-    x, y = _arrays(path, split)
+    x, y = read_split(path, split)
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise UnreadableError(f"{path}: x_{split} is {x.dtype}; uint8 images or floating-point inputs are needed")
     size = math.prod(shape)
     if x.ndim < 2 or math.prod(x.shape[1:]) != size:
         raise UnreadableError(f"{path}: x_{split} has samples of shape {x.shape[1:]}; the network takes {size} entries")
@@ -38,16 +40,17 @@ def load_samples(path: Path, split: str, limit: int | None, shape: tuple[int, ..
     return values, torch.from_numpy(y.astype(np.int64))
 
 
-def _arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def read_split(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays x_<split> and y_<split> of an .npz file as they are; UnreadableError where there are none."""
+    names = (f"x_{split}", f"y_{split}")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = (f"x_{split}", f"y_{split}")
-            missing = [name for name in names if name not in archive]
+            held = set(archive.files)
+            missing = [name for name in names if name not in held]
             if missing:
-                raise UnreadableError(f"{path}: no array {' or '.join(missing)}; it holds {', '.join(archive.files)}")
-            x, y = archive[names[0]], archive[names[1]]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+                there = ", ".join(sorted(held)) or "nothing"
+                what = f"there is no array {' or '.join(missing)}; it holds {there}"
+                raise UnreadableError(f"{path}: no {names[0]} and {names[1]}: {what}")
+            return archive[names[0]], archive[names[1]]
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
         raise UnreadableError(f"{path}: not an .npz file of plain arrays: {error}") from error
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        raise UnreadableError(f"{path}: x_{split} is {x.dtype}; uint8 images or floating-point inputs are needed")
-    return x, y

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from curvverify.bounding.constants.rows import difference_rows
 from curvverify.certificates.ball_box import Problem, minimised, on_sphere, proved_radius, proved_value
-from curvverify.certificates.evaluate import Evaluator, difference_rows
+from curvverify.certificates.evaluate import Evaluator
 from curvverify.certificates.nearest import nearest
 from curvverify.certificates.pairs import global_pairs
 from curvverify.certificates.quadratic import TwoLayers, secant_mean

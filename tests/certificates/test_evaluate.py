@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from curvverify.certificates.evaluate import difference_rows
+from curvverify.bounding.constants.rows import difference_rows
 from tests.certificates.networks import evaluator_of, network
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from curvverify.bounding.constants.maps import CentredMaps
-from curvverify.bounding.constants.rows import RowConstants, row_constants
+from curvverify.bounding.constants.rows import RowConstants, difference_rows, row_constants
 from curvverify.bounding.constants.rules import block_constants, input_constants, node_constants
 from curvverify.bounding.constants.second_order import Bends, layered_curvature, layered_third_order
 from curvverify.bounding.constants.setting import Setting
@@ -31,6 +32,11 @@ class Analysis:
     rows: RowConstants | None
     """Of every entry of the output on its own; None where there are too many."""
 
+    def of_rows(self, rows: Tensor) -> RowConstants:
+        """The constants of R linear functions (R, K) of the output's K entries."""
+        wide = rows.reshape(-1, *self.setting.graph.output_shape)
+        return row_constants(self.setting, wide, self.bends.known, self.maps, self.bends)
+
 
 def pair_constants(analysis: Analysis, pairs: Sequence[tuple[int, int]]) -> RowConstants:
     """Bounds on z_y - z_t for every pair (y, t) of entries of the output.
@@ -38,11 +44,8 @@ def pair_constants(analysis: Analysis, pairs: Sequence[tuple[int, int]]) -> RowC
     Cheaper than one analysis per pair, since the rest of the network is shared.
     """
     graph = analysis.setting.graph
-    rows = torch.zeros(len(pairs), graph.nodes[graph.output].size, dtype=torch.float64)
-    for row, (y, t) in zip(rows, pairs, strict=True):
-        row[y], row[t] = 1.0, -1.0
-    known = dict(enumerate(analysis.nodes))
-    return row_constants(analysis.setting, rows.reshape(-1, *graph.output_shape), known, analysis.maps, analysis.bends)
+    y, t = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    return analysis.of_rows(difference_rows(graph.nodes[graph.output].size, y, t))
 
 
 def targets_of(graph: Graph, block_inputs: list[int]) -> tuple[int, ...]:

@@ -13,13 +13,14 @@ Source: Entesari, Sharifi and Fazlyab, ICML 2024, section 3.3; the exact factor,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from curvverify.bounding.constants.analysis import Analysis, analyse
 from curvverify.bounding.constants.gradients import derivatives
+from curvverify.bounding.constants.rules import node_constants
 from curvverify.bounding.constants.second_order import weighted_upper
 from curvverify.bounding.constants.setting import AnyBlock, slopes_over
 from curvverify.bounding.constants.values import (
@@ -35,8 +36,7 @@ from curvverify.bounding.constants.values import (
     total,
 )
 from curvverify.bounding.interval import interval_bounds
-from curvverify.numerics.norms.scaling import enlarge
-from curvverify.numerics.rounding import gamma, outward, round_up
+from curvverify.numerics.rounding import outward, round_up
 from curvverify.ops.base import Elementwise, Linear
 from curvverify.ops.product import Product
 from curvverify.types import Interval
@@ -86,6 +86,7 @@ class _Passes:
     """With slopes of secants from the point: its Lipschitz constants are anchored."""
     steep: dict[int, Tensor]
     """beta' (*S) for every elementwise node."""
+    _bends: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, region: Analysis, x: Tensor) -> _Passes:
@@ -116,6 +117,11 @@ class _Passes:
 
     def bend(self, j: int) -> float:
         """Upper bound on ||diag(sigma'(z(y)) - sigma'(z(x))) Dz(x)|| / ||y - x||, for blocks and products alike."""
+        if j not in self._bends:
+            self._bends[j] = self._bend(j)
+        return self._bends[j]
+
+    def _bend(self, j: int) -> float:
         setting = self.region.setting
         node = setting.graph.nodes[j]
         block = setting.structure.blocks.get(j)
@@ -146,8 +152,7 @@ class _Passes:
 
     def weighted_jacobian(self, z: int, weights: Tensor) -> Tensor:
         """Upper bounds (R) on ||diag(w) Dz(x)||."""
-        known = dict(enumerate(self.point.nodes))
-        return weighted_upper(self.point.setting, known, self.point.maps, z, weights)
+        return weighted_upper(self.point.setting, self.point.bends.known, self.point.maps, z, weights)
 
 
 def _secant(op: Elementwise, order: int, at: Interval, region: Interval) -> Interval:
@@ -175,11 +180,8 @@ def _rule(passes: _Passes, v: int, inputs: list[Constants]) -> Constants:
     d = passes.difference(v)
     unknown = torch.full(setting.graph.nodes[v].shape, torch.inf, dtype=torch.float64)
     if isinstance(op, Linear):
-        norms = setting.structure.norms(v)
-        terms = [times(n, c.curvature.value) for n, c in zip(norms, inputs, strict=True)]
-        curved = op.absolute(*(c.entries.curvature.unsqueeze(0) for c in inputs), bias=False)[0]
-        curved = enlarge(curved, gamma(op.terms + 8))
-        return _constants(d, plus(*terms), curved, unknown)
+        image = node_constants(setting, v, inputs)
+        return _constants(d, image.curvature.value, image.entries.curvature, unknown)
     if isinstance(op, Elementwise):
         (x,) = inputs
         (z,) = setting.graph.nodes[v].inputs

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.constants.analysis import Analysis, analyse
-from curvverify.bounding.constants.ranges import ranges_over
-from curvverify.bounding.constants.rows import row_constants
-from curvverify.bounding.constants.setting import Setting, Structure, slopes_over
+from curvverify.bounding.constants.report import setting_over
+from curvverify.bounding.constants.setting import Structure
 from curvverify.bounding.linear import Effort
 from curvverify.bounding.region import RegionLike, region_of
 from curvverify.errors import UsageError
@@ -33,10 +32,8 @@ def hessian_diagonal(graph: Graph, region: RegionLike, row: Tensor, effort: Effo
     where = region_of(region, graph.input_shape)
     if where.ball is not None or not where.bounded:
         raise UsageError("a diagonal bound on the Hessian belongs to a bounded box")
-    structure = Structure(graph)
-    ranges = ranges_over(graph, where, effort or Effort(), structure.known_ranges)
     radius = round_up(0.5 * (where.box.upper - where.box.lower)) * where.free
-    setting = Setting(structure, ranges, slopes_over(graph, ranges), radius)
+    setting = replace(setting_over(Structure(graph), where, effort=effort), scale=radius)
     first = analyse(setting)
     best = _diagonal(first, row, radius)
     scale = radius / _weights(first, radius).sqrt()
@@ -47,10 +44,7 @@ def hessian_diagonal(graph: Graph, region: RegionLike, row: Tensor, effort: Effo
 
 def _diagonal(analysis: Analysis, row: Tensor, scale: Tensor) -> Tensor:
     """lambda / scale^2, rounded up; 0 for fixed coordinates."""
-    known = dict(enumerate(analysis.nodes))
-    rows = row.to(torch.float64).reshape(1, *analysis.setting.graph.output_shape)
-    found = row_constants(analysis.setting, rows, known, analysis.maps, analysis.bends)
-    amount = -float(found.lower[0])
+    amount = -float(analysis.of_rows(row.to(torch.float64)).lower[0])
     q = round_up(round_up(amount / scale) / scale) if amount else torch.zeros_like(scale)
     return torch.where(scale > 0, q.nan_to_num(nan=torch.inf, posinf=torch.inf), 0.0)
 

@@ -11,7 +11,7 @@ from curvverify.bounding.constants.maps import CentredMaps
 from curvverify.bounding.constants.setting import Setting
 from curvverify.bounding.constants.values import scaled, total
 from curvverify.numerics.norms.scaling import enlarge
-from curvverify.numerics.rounding import TINY, gamma, nan_is_unbounded, outward, round_up
+from curvverify.numerics.rounding import TINY, gamma, nan_is_unbounded, outward, radius_upper, round_up
 from curvverify.ops.base import Linear
 from curvverify.types import Interval
 
@@ -102,7 +102,7 @@ def _adjoint_interval(op: Linear, shapes: list[tuple[int, ...]], F: Interval) ->
         infinite = [torch.full((F.shape[0], *s), torch.inf, dtype=torch.float64) for s in shapes]
         return [Interval(-x, x) for x in infinite]
     centre = F.centre
-    radius = round_up(torch.maximum(F.upper - centre, centre - F.lower))
+    radius = radius_upper(F)
     values = op.adjoint(centre)
     slack = round_up(radius + gamma(op.terms + 8) * centre.abs())
     inputs = [torch.zeros(F.shape[0], *s, dtype=torch.float64, requires_grad=True) for s in shapes]

@@ -11,7 +11,7 @@ from torch import Tensor
 from curvverify.bounding.constants.setting import Setting
 from curvverify.bounding.constants.values import length, scaled
 from curvverify.graph.layers import Node
-from curvverify.numerics.rounding import gamma, round_up
+from curvverify.numerics.rounding import gamma, radius_upper, round_up
 from curvverify.ops.base import Linear
 
 EVEN = 0.7
@@ -63,9 +63,8 @@ def slots_and_centres(
             continue
         found = []
         centres[j] = [s.centre for s in setting.slopes[j]]
-        for i, slope, centre in zip(node.inputs, setting.slopes[j], centres[j], strict=True):
-            radius = round_up(torch.maximum(slope.upper - centre, centre - slope.lower))
-            radius = torch.where(slope.upper == slope.lower, 0.0, radius)
+        for i, slope in zip(node.inputs, setting.slopes[j], strict=True):
+            radius = torch.where(slope.upper == slope.lower, 0.0, radius_upper(slope))
             found.append(Slot(i, radius.flatten()))
         slots[j] = tuple(found)
     return slots, centres

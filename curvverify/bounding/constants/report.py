@@ -145,6 +145,11 @@ def curvature(
 
 def analysis_over(structure: Structure, region: Region, norm: Norm = "l2", effort: Effort | None = None) -> Analysis:
     """The constants of every node over a region, measured in x itself."""
+    return analyse(setting_over(structure, region, norm, effort))
+
+
+def setting_over(structure: Structure, region: Region, norm: Norm = "l2", effort: Effort | None = None) -> Setting:
+    """The region as ranges and slopes of all nodes; distances are those of x, fixed coordinates aside."""
     if norm not in ("l2", "linf"):
         raise UsageError(f"unknown norm {norm!r}: choose l2 or linf")
     p = 2.0 if norm == "l2" else math.inf
@@ -152,8 +157,7 @@ def analysis_over(structure: Structure, region: Region, norm: Norm = "l2", effor
     ranges = ranges_over(graph, region, effort or Effort(), structure.known_ranges)
     if region.ball is not None and region.bounded:
         ranges = ball_ranges(structure, region.ball, ranges, region.free)
-    setting = Setting(structure, ranges, slopes_over(graph, ranges), region.free, p)
-    return analyse(setting)
+    return Setting(structure, ranges, slopes_over(graph, ranges), region.free, p)
 
 
 def with_pair(graph: Graph, pair: tuple[int, int]) -> Graph:
@@ -168,13 +172,17 @@ def with_pair(graph: Graph, pair: tuple[int, int]) -> Graph:
     merged = _difference(last, y, t)
     if merged is not None:
         return Graph((*graph.nodes[:-1], merged))
-    nodes = list(graph.nodes)
-    if last.shape != (size,) and last.shape != (1, size):
-        nodes.append(Node("outputs in a row", Reshape(last.shape, (1, size)), (len(nodes) - 1,), (1, size)))
     weight = torch.zeros(1, size, dtype=torch.float64)
     weight[0, y], weight[0, t] = 1.0, -1.0
-    shape = (*nodes[-1].shape[:-1], 1)
-    nodes.append(Node(f"z_{y} - z_{t}", Dense(weight), (len(nodes) - 1,), shape))
+    return with_rows(graph, weight, f"z_{y} - z_{t}")
+
+
+def with_rows(graph: Graph, weight: Tensor, name: str) -> Graph:
+    """The graph with R linear functions of its K outputs for outputs, weight (R, K): shape (R,) or (1, R)."""
+    size, nodes = graph.nodes[graph.output].size, list(graph.nodes)
+    if nodes[-1].shape not in ((size,), (1, size)):
+        nodes.append(Node("outputs in a row", Reshape(nodes[-1].shape, (1, size)), (len(nodes) - 1,), (1, size)))
+    nodes.append(Node(name, Dense(weight), (len(nodes) - 1,), (*nodes[-1].shape[:-1], len(weight))))
     return Graph(tuple(nodes))
 
 

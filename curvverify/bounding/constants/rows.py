@@ -37,6 +37,13 @@ class RowConstants:
         return torch.maximum(self.upper, -self.lower)
 
 
+def difference_rows(classes: int, y: Tensor, t: Tensor) -> Tensor:
+    """Rows (N, K) of z_y - z_t."""
+    rows = torch.zeros(len(y), classes, dtype=torch.float64)
+    rows.scatter_(1, y.unsqueeze(1), 1.0)
+    return rows.scatter_add_(1, t.unsqueeze(1), torch.full((len(t), 1), -1.0, dtype=torch.float64))
+
+
 def row_constants(
     setting: Setting, rows: Tensor, known: dict[int, Constants], maps: CentredMaps | None, bends: Bends
 ) -> RowConstants:

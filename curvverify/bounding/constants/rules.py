@@ -122,13 +122,12 @@ def _elementwise(setting: Setting, node: int, x: Constants) -> Constants:
     e = x.entries
     L, C, T = x.lipschitz.value, x.curvature.value, x.third_order.value
     bend = times(largest(scaled(s2, e.lipschitz)), L)
-    mixed = min(times(largest(scaled(s2, e.lipschitz)), C), times(largest(scaled(s2, e.curvature)), L))
     twist = times(largest(scaled(s3, e.lipschitz, e.lipschitz)), L)
     slope = largest(s1)
     return Constants(
         Bound(times(slope, L), "composition"),
         Bound(plus(times(slope, C), bend), "composition"),
-        Bound(plus(times(slope, T), times(3.0, mixed), twist), "composition"),
+        Bound(plus(times(slope, T), times(3.0, mixed_bend(s2, x)), twist), "composition"),
         Entries(
             scaled(s1, e.lipschitz),
             total(scaled(s1, e.curvature), scaled(s2, e.lipschitz, e.lipschitz)),
@@ -145,17 +144,14 @@ def _product(setting: Setting, node: int, u: Constants, v: Constants) -> Constan
     of_u, of_v = (s.magnitude for s in setting.slopes[node])  # |v| and |u|
     a, b = u.entries, v.entries
     bu, bv = largest(of_u), largest(of_v)
-
-    both = min(times(largest(a.lipschitz), v.lipschitz.value), times(u.lipschitz.value, largest(b.lipschitz)))
     return Constants(
         Bound(plus(times(bu, u.lipschitz.value), times(bv, v.lipschitz.value)), "product"),
-        Bound(plus(times(bu, u.curvature.value), times(bv, v.curvature.value), times(2.0, both)), "product"),
+        Bound(plus(times(bu, u.curvature.value), times(bv, v.curvature.value), product_bend(u, v)), "product"),
         Bound(
             plus(
                 times(bu, u.third_order.value),
                 times(bv, v.third_order.value),
-                times(3.0, cross(u, v)),
-                times(3.0, cross(v, u)),
+                product_third_order(u, v),
             ),
             "product",
         ),
@@ -172,9 +168,25 @@ def _product(setting: Setting, node: int, u: Constants, v: Constants) -> Constan
     )
 
 
-def cross(x: Constants, y: Constants) -> float:
-    """Upper bound on sup ||D x p o D^2 y[q, r]||: the largest entry of one factor times the norm of the other."""
+def mixed_bend(s2: Tensor, x: Constants) -> float:
+    """Upper bound on sup ||sigma'' o Dx p o D^2 x[q, r]||, |sigma''| <= s2 (*S)."""
     return min(
-        times(largest(x.entries.lipschitz), y.curvature.value),
-        times(x.lipschitz.value, largest(y.entries.curvature)),
+        times(largest(scaled(s2, x.entries.lipschitz)), x.curvature.value),
+        times(largest(scaled(s2, x.entries.curvature)), x.lipschitz.value),
     )
+
+
+def product_bend(u: Constants, v: Constants) -> float:
+    """Upper bound on sup ||Du p o Dv q + Du q o Dv p||: the largest entry of one factor times the other's norm."""
+    one = times(largest(u.entries.lipschitz), v.lipschitz.value)
+    return times(2.0, min(one, times(u.lipschitz.value, largest(v.entries.lipschitz))))
+
+
+def product_third_order(u: Constants, v: Constants) -> float:
+    """Upper bound on the terms Du p o D^2 v[q, r] and D^2 u[p, q] o Dv r of a product's third derivative."""
+
+    def cross(x: Constants, y: Constants) -> float:
+        one = times(largest(x.entries.lipschitz), y.curvature.value)
+        return min(one, times(x.lipschitz.value, largest(y.entries.curvature)))
+
+    return times(3.0, plus(cross(u, v), cross(v, u)))

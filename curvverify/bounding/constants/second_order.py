@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.constants.maps import CentredMaps
-from curvverify.bounding.constants.rules import cross
+from curvverify.bounding.constants.rules import mixed_bend, product_bend, product_third_order
 from curvverify.bounding.constants.setting import Setting
 from curvverify.bounding.constants.values import Bound, Constants, largest, plus, scaled, times
 from curvverify.graph.layers import Node
@@ -59,9 +59,7 @@ class Bends:
             L = self.known[block.input].lipschitz.value
             return times(block.curvature, L, L)
         if isinstance(node.op, Product):
-            u, v = (self.known[i] for i in node.inputs)
-            one = times(largest(u.entries.lipschitz), v.lipschitz.value)
-            return times(2.0, min(one, times(u.lipschitz.value, largest(v.entries.lipschitz))))
+            return product_bend(*(self.known[i] for i in node.inputs))
         (z,) = node.inputs
         weight = scaled(setting.second[j].magnitude, self.known[z].entries.lipschitz)
         return min(times(largest(weight), self.known[z].lipschitz.value), self._spread(z, weight))
@@ -83,17 +81,12 @@ class Bends:
             L, C = known[block.input].lipschitz.value, known[block.input].curvature.value
             return plus(times(block.third_order, L, L, L), times(3.0, block.curvature, L, C))
         if isinstance(node.op, Product):
-            u, v = (known[i] for i in node.inputs)
-            return times(3.0, plus(cross(u, v), cross(v, u)))
+            return product_third_order(*(known[i] for i in node.inputs))
         (z,) = node.inputs
-        x, s2 = known[z], setting.second[j].magnitude
+        x = known[z]
         weight = scaled(setting.third[j].magnitude, x.entries.lipschitz, x.entries.lipschitz)
         twist = min(times(largest(weight), x.lipschitz.value), self._spread(z, weight))
-        mixed = min(
-            times(largest(scaled(s2, x.entries.lipschitz)), x.curvature.value),
-            times(largest(scaled(s2, x.entries.curvature)), x.lipschitz.value),
-        )
-        return plus(twist, times(3.0, mixed))
+        return plus(twist, times(3.0, mixed_bend(setting.second[j].magnitude, x)))
 
     def _spread(self, z: int, weight: Tensor) -> float:
         """Upper bound on ||diag(weight) Dz||, beyond max(weight) ||Dz||."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -29,6 +29,10 @@ class Structure:
     _norms: dict[int, tuple[float, ...]] = field(default_factory=dict)
     _rows: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     _disjoint: dict[int, bool] = field(default_factory=dict)
+
+    def like(self, graph: Graph) -> Structure:
+        """The structure of a graph that differs from this one in additive constants only: norms are shared."""
+        return replace(self, graph=graph)
 
     def _linear(self, node: int) -> tuple[Linear, list[tuple[int, ...]]]:
         op = self.graph.nodes[node].op

@@ -54,12 +54,6 @@ class Constants:
     third_order: Bound
     entries: Entries
 
-    @classmethod
-    def unknown(cls, shape: tuple[int, ...]) -> Constants:
-        """Nothing is known."""
-        inf = torch.full(shape, torch.inf, dtype=torch.float64)
-        return cls(UNBOUNDED, UNBOUNDED, UNBOUNDED, Entries(inf, inf, inf))
-
     def least(self, other: Constants) -> Constants:
         """The better of two for every constant."""
         mine, theirs = self.entries, other.entries

@@ -14,7 +14,7 @@ from torch import Tensor
 from curvverify.bounding.coupling.grid import make_grid
 from curvverify.bounding.relaxation import Relaxation
 from curvverify.bounding.substitution import Rows, Substitution
-from curvverify.numerics.rounding import TINY, gamma, round_up
+from curvverify.numerics.rounding import TINY, gamma, radius_upper, round_up
 from curvverify.ops.base import Elementwise, Lines
 from curvverify.ops.product import Planes, Product
 from curvverify.types import Interval
@@ -73,7 +73,7 @@ def elementwise_strip(op: Elementwise, x: Interval, image: Interval) -> Strip:
 def product_strip(u: Interval, v: Interval) -> Strip:
     """The strip around the tangent plane at the centre: u v = v0 u + u0 v - u0 v0 + (u - u0)(v - v0)."""
     at_u, at_v = u.centre, v.centre
-    radius_u, radius_v = (round_up(torch.maximum(x.upper - x.centre, x.centre - x.lower)) for x in (u, v))
+    radius_u, radius_v = (radius_upper(x) for x in (u, v))
     radius, middle = round_up(radius_u * radius_v), -at_u * at_v
     strip = _strip((at_v, at_u), middle - radius, middle + radius)
     return Strip(strip.slopes, strip.middle, strip.radius + 2.0**-50 * middle.abs())
@@ -123,7 +123,7 @@ def node_generators(
     trace = substitution.backward(0.0, rigorous=True)
     slope = trace.slope.flatten(2)
     middle = box.centre.flatten(1).unsqueeze(1)
-    radius = round_up(torch.maximum(box.upper - box.centre, box.centre - box.lower)).flatten(1).unsqueeze(1)
+    radius = radius_upper(box).flatten(1).unsqueeze(1)
     columns = slope * radius
     remainders = {i: x.flatten(2) for i, x in substitution.remainders.items()}
     size = (slope.abs() * box.magnitude.flatten(1).unsqueeze(1)).sum(2) + trace.constant.abs() + columns.abs().sum(2)
