@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from curvverify.verification.driver import verify
     from curvverify.verification.node_bounds import BoundsReport, NodeBounds, bounds
     from curvverify.verification.options import Options
-    from curvverify.verification.result import Result, Witness
+    from curvverify.verification.result import Progress, Result, Witness
 
 __version__ = "0.1.0"
 
@@ -37,6 +37,7 @@ _HOMES = {
     "BoundsReport": "curvverify.verification.node_bounds",
     "NodeBounds": "curvverify.verification.node_bounds",
     "Options": "curvverify.verification.options",
+    "Progress": "curvverify.verification.result",
     "Result": "curvverify.verification.result",
     "Witness": "curvverify.verification.result",
     "curvature": "curvverify.bounding.constants.report",
@@ -61,6 +62,7 @@ __all__ = [
     "NodeConstants",
     "Options",
     "OutputConstants",
+    "Progress",
     "RadiusOptions",
     "RadiusReport",
     "Result",

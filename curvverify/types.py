@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
@@ -65,9 +66,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment on the monotonic clock; created once per run and handed down."""
+    """A moment on the monotonic clock; created once per run and handed down.
+
+    `cancel` brings it about at once, from any thread: whoever works towards it ends with the best found so far.
+    """
 
     at: float
+    _stop: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     @classmethod
     def after(cls, seconds: float, start: float | None = None) -> Deadline:
@@ -79,13 +84,22 @@ class Deadline:
 
     @property
     def remaining(self) -> float:
-        """Seconds left, negative once it has passed."""
-        return self.at - time.monotonic()
+        """Seconds left, not positive once it has passed."""
+        left = self.at - time.monotonic()
+        return min(left, 0.0) if self.cancelled else left
 
     @property
     def passed(self) -> bool:
         return self.remaining <= 0.0
 
+    def cancel(self) -> None:
+        """Pass now; so do the deadlines that were made of this one, and those it was made of."""
+        self._stop.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._stop.is_set()
+
     def sooner(self, seconds: float) -> Deadline:
-        """The earlier of this deadline and `seconds` from now."""
-        return Deadline(min(self.at, time.monotonic() + seconds))
+        """The earlier of this deadline and `seconds` from now; cancelled with it."""
+        return Deadline(min(self.at, time.monotonic() + seconds), self._stop)

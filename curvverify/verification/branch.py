@@ -66,10 +66,13 @@ class Branching:
     batch: int
     """Most subproblems bounded at once."""
     methods: list[Method]
-    progress: Callable[[str], None] = lambda line: None
+    progress: Callable[[Branching], None] = lambda branching: None
+    """Called after every batch of subproblems."""
     bounded: int = 0
     """Subproblems bounded so far."""
     witness: Witness | None = None
+    share: float = 0.0
+    """Sum of the open subproblems' shares of the root boxes."""
     _bytes: int = 0
     _queue: list[tuple[float, int, Open]] = field(default_factory=list)
     _count: itertools.count[int] = field(default_factory=itertools.count)
@@ -81,7 +84,7 @@ class Branching:
         `roots` hold the bounded but open subproblems; `outcome` tells what became of them.
         """
         self._begin(roots)
-        reported = attacked = time.monotonic()
+        attacked = time.monotonic()
         while self._queue and not deadline.passed and self.witness is None and self._bytes < self.memory * 2**30:
             method = best(self.methods)
             checked = self._step(method, deadline)
@@ -89,11 +92,21 @@ class Branching:
             if now - attacked > ATTACK_EVERY or self.bounded < 64:
                 attacked = now
                 self.witness = attack_minima(checked, self.falsifier, deadline)
-            if now - reported > 1.0:
-                reported = now
-                worst = self._queue[0][0] if self._queue else 0.0
-                line = f"branch: {self.bounded} bounded, {len(self._queue)} open, worst margin {worst:.4g}, {method}"
-                self.progress(line)
+            self.progress(self)
+
+    @property
+    def open(self) -> int:
+        """Number of open subproblems."""
+        return len(self._queue)
+
+    @property
+    def margin_lower(self) -> float:
+        """The smallest margin of the open subproblems, inf where there are none."""
+        return self._queue[0][0] if self._queue else torch.inf
+
+    def worst(self, count: int) -> list[Open]:
+        """So many of the open subproblems, those with the smallest margins first."""
+        return [entry for _, _, entry in heapq.nsmallest(count, self._queue)]
 
     def outcome(self) -> tuple[Tensor, Tensor]:
         """(G, D) each: the smallest proved margin over all leaves, and the disjuncts that are open on some leaf."""
@@ -116,7 +129,7 @@ class Branching:
             for b in root.problems.unsettled.tolist():
                 one = root[torch.tensor([b])]
                 self._roots.append(_Root(one if sliced else None, one.relaxation.frames))
-                self._push(one, None, [len(self._roots) - 1])
+                self._push(one, None, [len(self._roots) - 1], [1.0])
 
     def _step(self, method: Method, deadline: Deadline) -> Checked:
         """Split the most open subproblems by one method, and bound their halves."""
@@ -136,7 +149,8 @@ class Branching:
         method.record(_gains(parents, checked.problems.margin_lower.tolist()), spent, len(entries))
         if best(self.methods) is method or all(m is method or not m.gains for m in self.methods):
             self._record(problems, checked.problems)
-            self._push(checked, part.slabs, [entry.root for entry in entries for _ in range(2)])
+            above = [entry for entry in entries for _ in range(2)]
+            self._push(checked, part.slabs, [entry.root for entry in above], [0.5 * entry.share for entry in above])
         else:  # a trial that was not worth it: another cut of the same subproblems will do better
             for entry in entries:
                 self._add(entry)
@@ -192,7 +206,7 @@ class Branching:
         index = after.group.unsqueeze(1).expand_as(best)
         self._settled.scatter_reduce_(0, index, best, "amin")
 
-    def _push(self, checked: Checked, slabs: Slabs | None, roots: list[int]) -> None:
+    def _push(self, checked: Checked, slabs: Slabs | None, roots: list[int], shares: list[float]) -> None:
         """Queue what is still open."""
         problems, relaxation = checked.problems, checked.relaxation
         boxes = problems.unsettled
@@ -208,10 +222,11 @@ class Branching:
             index = torch.tensor([b])
             states = {i: s.boxes(index) for i, s in relaxation.states.items()} if roomy else {}
             part = Part(known, None if slabs is None else slabs[b : b + 1], states=states)
-            self._add(Open(problems[b : b + 1], part, roots[b], margins[b], cut))
+            self._add(Open(problems[b : b + 1], part, roots[b], margins[b], cut, shares[b]))
 
     def _add(self, entry: Open) -> None:
         self._bytes += entry.bytes
+        self.share += entry.share
         heapq.heappush(self._queue, (entry.margin, next(self._count), entry))
 
     def _pop(self, count: int, method: Method) -> list[Open]:
@@ -232,6 +247,7 @@ class Branching:
             if together:
                 found.append(item[2])
                 self._bytes -= item[2].bytes
+                self.share -= item[2].share
             else:
                 others.append(item)
         for item in others:

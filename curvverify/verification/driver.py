@@ -26,9 +26,10 @@ from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.methods import Method
 from curvverify.verification.options import Options
+from curvverify.verification.progress import REGIONS, Reporter, open_boxes, open_leaves
 from curvverify.verification.property import compile_query
 from curvverify.verification.provenance import provenance
-from curvverify.verification.result import DisjunctBound, Result, Stage, Witness
+from curvverify.verification.result import DisjunctBound, Progress, Remaining, Result, Stage, Witness
 from curvverify.verification.state import Subproblems, concatenate
 
 if TYPE_CHECKING:
@@ -61,14 +62,16 @@ def verify(
     *,
     shapes: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
     deadline: Deadline | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Decide whether some input of the query's boxes has its output in an unsafe set.
 
     `model` is an ONNX path, a ModelProto, a torch module or what `curvverify.graph.load` returned; `query` a VNN-LIB
     path or a parsed Query.  `shapes` is the input shape of a torch module (default: one row, (1, n)), or the shapes of
     dynamic ONNX inputs by name.  `deadline` is when to stop (default: 95 % of `options.timeout` from now).  `progress`
-    gets one line at a time.  Returns verified only on rigorous bounds over every box, falsified only with a witness
+    is called when stages begin and end, and up to ten times a second while branching; what it raises ends the run.
+    `deadline.cancel()`, from the callback or another thread, ends the run soon with the verdict unknown
+    and the best bounds so far.  Returns verified only on rigorous bounds over every box, falsified only with a witness
     that ONNX Runtime has confirmed, and otherwise unknown (timed-out at the deadline) with the best bounds so far.
 
     Raises UnreadableError for malformed input, UnsupportedError for what this version cannot handle.
@@ -83,7 +86,7 @@ def verify(
         shapes = (1, parsed.inputs)
     loaded = model if isinstance(model, LoadedModel) else load(model, shapes=shapes)
     _check_sizes(loaded, parsed)
-    run = _Run(loaded, parsed, options, deadline, progress or (lambda line: None), started)
+    run = _Run(loaded, parsed, options, deadline, Reporter(started, deadline, progress), started)
     return run.decide()
 
 
@@ -116,7 +119,7 @@ class _Run:
     query: Query
     options: Options
     deadline: Deadline
-    progress: Callable[[str], None]
+    reporter: Reporter
     started: float
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -124,12 +127,15 @@ class _Run:
     bounded: int = 0
     coupled: int = 0
     """Levels that the roots' bounds have coupled and gained by."""
+    left: Remaining | None = None
+    """What branching left open."""
 
     def decide(self) -> Result:
         """Run the stages in order until nothing is open, a witness is found or time is up."""
         self.notes += [*self.loaded.notes, *self.query.notes]
-        self._stage("read", time.monotonic() - self.started, len(self.query.groups), len(self.query.groups))
         self.property = compile_query(self.query)
+        disjuncts = int(self.property.present.sum())
+        self._stage("read", time.monotonic() - self.started, disjuncts, disjuncts)
         self.positions = [i for i, g in enumerate(self.query.groups) if not g.box.empty]
         empty = len(self.query.groups) - self.property.groups
         if empty:
@@ -159,11 +165,14 @@ class _Run:
             return self._result(Verdict.FALSIFIED, problems, witness)
         if not problems.open.any():
             return self._result(Verdict.VERIFIED, problems, None)
+        if self.deadline.cancelled:
+            self.notes.append("cancelled: the best bounds so far")
+            return self._result(Verdict.UNKNOWN, problems, None)
         return self._result(Verdict.TIMEOUT if self.deadline.passed else Verdict.UNKNOWN, problems, None)
 
     def _burst(self, problems: Subproblems, name: str, rounds: int) -> Witness | None:
         begun = time.monotonic()
-        self.progress(f"{name}: {int(problems.open.sum())} open disjuncts")
+        self._report(name, problems)
         deadline = self.deadline.sooner(self.options.attack_seconds)
         witness = self.falsifier.burst(problems.group, problems.open, deadline, rounds)
         still = int(problems.open.sum())
@@ -188,7 +197,7 @@ class _Run:
             if not index.numel() or self.deadline.passed:
                 break
             begun, before = time.monotonic(), int(problems.open.sum())
-            self.progress(f"{name}: {before} open disjuncts")
+            self._report(name, problems)
             effort = Effort(iterations, options.memory, self.deadline, levels, keep=levels > 0)
             if roots:
                 parts = [root[part] for root in roots for part in self._parts(len(root.problems), levels)]
@@ -262,11 +271,18 @@ class _Run:
         begun, before = time.monotonic(), int(problems.open.sum())
         options = self.options
         methods = self._methods(max(_free(root.problems.box) for root in roots))
-        branching = Branching(
-            self.checker, self.falsifier, options.memory, options.branch_batch, methods, self.progress
-        )
+        self._report("branch", problems)
+
+        def report(now: Branching) -> None:
+            if self.reporter.due:
+                margin, share = now.margin_lower, now.share / self.property.groups
+                self.reporter.event("branch", margin, before, share, now.open, now.bounded)
+
+        branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, methods, report)
         branching.run(roots, self.deadline)
         self.bounded = branching.bounded
+        leaves = open_leaves(branching.worst(REGIONS), problems, self.positions)
+        self.left = Remaining(branching.open, branching.share / self.property.groups, tuple(leaves))
         problems = problems.branched(*branching.outcome())
         what = ", ".join(f"{method.kind}s {len(method.gains)}" for method in methods if method.gains)
         self._account("branch", begun, before, problems, f"{branching.bounded} subproblems, splitting {what}")
@@ -288,6 +304,20 @@ class _Run:
         count = max(1, int(self.options.memory * 2**30 / per_box))
         return [slice(i, i + count) for i in range(0, boxes, count)]
 
+    def _report(self, stage: str, problems: Subproblems) -> None:
+        """Where the run stands at the beginning or end of a stage."""
+        count = len(problems.unsettled) if self.left is None else self.left.count
+        share = count / self.property.groups if self.left is None else self.left.share
+        margin = float(problems.margin_lower.min())
+        self.reporter.event(stage, margin, int(problems.open.sum()), share, count, self.bounded)
+
+    def _remaining(self, problems: Subproblems) -> Remaining:
+        """What is open: boxes of the query, or leaves of the branching."""
+        if self.left is not None:
+            return self.left
+        count = len(problems.unsettled)
+        return Remaining(count, count / self.property.groups, tuple(open_boxes(problems, self.positions)))
+
     def _account(self, name: str, begun: float, before: int, problems: Subproblems, detail: str = "") -> Subproblems:
         """Record a stage, and which disjuncts it settled."""
         for g, d in (self.property.present & ~problems.open).nonzero().tolist():
@@ -296,6 +326,7 @@ class _Run:
         worst = float(margins.min()) if margins.numel() else math.inf
         detail = ", ".join(filter(None, (detail, f"margin {worst:.6g}")))
         self._stage(name, time.monotonic() - begun, before, int(problems.open.sum()), detail)
+        self._report(name, problems)
         return problems
 
     def _stage(self, name: str, seconds: float, before: int, after: int, detail: str = "") -> None:
@@ -304,6 +335,7 @@ class _Run:
 
     def _result(self, verdict: Verdict, problems: Subproblems | None, witness: Witness | None) -> Result:
         disjuncts = () if problems is None else tuple(self._disjunct_bounds(problems))
+        undecided = verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT)
         return Result(
             verdict=verdict,
             margin_lower=min((d.margin_lower for d in disjuncts), default=math.inf),
@@ -314,6 +346,8 @@ class _Run:
             provenance=provenance(self.loaded, self.query, self.options),
             subproblems=self.bounded,
             notes=tuple(self.notes),
+            trace=tuple(self.reporter.trace),
+            remaining=self._remaining(problems) if problems is not None and undecided else None,
         )
 
     def _disjunct_bounds(self, problems: Subproblems) -> Iterator[DisjunctBound]:

@@ -46,6 +46,65 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Where a run stands: what a progress callback gets, and what `Result.trace` is made of."""
+
+    stage: str
+    seconds: float
+    """Since the start of the run."""
+    seconds_left: float
+    """Until the deadline."""
+    margin_lower: float
+    """The smallest margin proved so far, over everything that is open; inf where nothing is."""
+    open_disjuncts: int
+    """When the stage began; how many there still are where it has ended."""
+    open_subproblems: int
+    """Input boxes, or leaves of the branching, on which a disjunct is open."""
+    bounded: int
+    """Subproblems bounded by branching so far."""
+    share_left: float
+    """Mean over the query's input boxes of the shares of their open parts, see `OpenRegion.share`."""
+
+
+@dataclass(frozen=True)
+class Halfspaces:
+    """low <= direction . x <= high, x the flat input."""
+
+    direction: tuple[float, ...]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class OpenRegion:
+    """A part of one input box on which some disjuncts are not refuted.
+
+    The box and the halfspaces hold all of that part (cuts at the arguments of activations narrow it further, and are
+    not listed).  lower and upper are None where that is the whole input box of the group.
+    """
+
+    group: int
+    disjuncts: tuple[int, ...]
+    margin_lower: float
+    share: float
+    """1 / 2 to the number of cuts that made it: its share of the volume where inputs were cut, at their middle."""
+    lower: tuple[float, ...] | None
+    upper: tuple[float, ...] | None
+    halfspaces: tuple[Halfspaces, ...]
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What is open at the end: outside of these regions nothing is unsafe, where all `count` of them are listed."""
+
+    count: int
+    share: float
+    """Mean over the query's input boxes of the shares of their open regions: 0 where all is proved, 1 at the start."""
+    regions: tuple[OpenRegion, ...]
+    """The worst of them."""
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Enough to run it again: versions, hashes of both inputs, numerics, options."""
 
@@ -73,3 +132,7 @@ class Result:
     provenance: Provenance
     subproblems: int = 0
     notes: tuple[str, ...] = ()
+    trace: tuple[Progress, ...] = ()
+    """How the run went, at most some hundred points."""
+    remaining: Remaining | None = None
+    """What is left where the verdict is unknown or timed-out, None otherwise."""

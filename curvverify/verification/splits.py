@@ -57,6 +57,8 @@ class Open:
     """The problem's `margin_lower`."""
     steepest: Cut | None = None
     """The input's best cut, where that was looked for."""
+    share: float = 1.0
+    """1 / 2 to the number of cuts between the root box and this one."""
 
     @property
     def widest(self) -> Cut:

@@ -43,7 +43,15 @@ def test_the_packed_name_is_tried_where_the_plain_one_is_absent(tmp_path):
         (b"\x08\x07\x12\xff\xfe\x00binary", "not a text file"),
         (TEXT.encode() + b"\n\x00", "not a text file: it holds a zero byte"),
     ],
-    ids=["empty", "nothing packed", "cut short", "no gzip header", "damaged", "binary", "zero byte"],  # gzip dates files
+    ids=[
+        "empty",
+        "nothing packed",
+        "cut short",
+        "no gzip header",
+        "damaged",
+        "binary",
+        "zero byte",
+    ],  # gzip dates files
 )
 def test_broken_files(tmp_path, data, message):
     path = tmp_path / "q.vnnlib"
