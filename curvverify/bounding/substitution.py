@@ -13,6 +13,7 @@ from curvverify.bounding.relaxation import Relaxation
 from curvverify.bounding.resume import RowState
 from curvverify.numerics.rounding import TINY, gamma
 from curvverify.ops.base import Linear, Lines
+from curvverify.ops.elementwise.hinge import Hinge
 from curvverify.ops.product import Planes, Product
 from curvverify.types import Interval
 
@@ -81,6 +82,28 @@ class Coupled(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """Halves {sign * z >= 0} of the arguments z of a hinge node that rows are restricted to, with multipliers >= 0.
+
+    Both (1, R, *S); sign is 1, -1, or 0 where the row's region holds both sides.
+    """
+
+    sign: Tensor
+    multiplier: Tensor
+
+    def lines(self, op: Hinge, lines: Lines) -> Lines:
+        """The function itself where it is affine on the half, else the given lines."""
+        left, right = (torch.as_tensor(s, dtype=lines.slope.dtype) for s in op.slopes)
+        slope = torch.where(self.sign > 0, right, torch.where(self.sign < 0, left, lines.slope))
+        return Lines(slope, torch.where(self.sign == 0, lines.intercept, 0.0))
+
+    @property
+    def pull(self) -> Tensor:
+        """sign * multiplier: what the row's coefficient of z loses.  A multiplier below 0 counts as 0."""
+        return self.sign * self.multiplier.clamp(min=0.0)
+
+
 class Substitution:
     """Backward and forward passes for R rows of one node over the relaxation's B boxes, in one dtype.
 
@@ -98,6 +121,7 @@ class Substitution:
         self.points: dict[int, tuple[Tensor, ...]] = {}
         self.coupled = {site: block for block in coupled for site in block.sites}
         self.multipliers: Tensor | None = None
+        self.halves: dict[int, Halves] = {}
 
     def resume(self, state: RowState) -> None:
         """Start from where the search for other, similar rows stood."""
@@ -127,7 +151,11 @@ class Substitution:
             points = self._point(position, 0, row.shape), self._point(position, 1, row.shape)
             return node.op.planes(u, v, *points, row > 0)
         envelope = self.relaxation.envelope(position, self.dtype)
-        return envelope.lines(self._point(position, 0, row.shape), row > 0, smoothing)
+        lines = envelope.lines(self._point(position, 0, row.shape), row > 0, smoothing)
+        if position in self.halves:
+            assert isinstance(node.op, Hinge)
+            return self.halves[position].lines(node.op, lines)
+        return lines
 
     def backward(self, smoothing: float, rigorous: bool) -> Trace:
         """Substitute from the node back to the input with lines at the current points.
@@ -135,7 +163,8 @@ class Substitution:
         Where `rigorous`, the bound is lowered by what float64 evaluation may have lost.  Sound because: an error E in
         a coefficient of node k's value moves the row by at most E |v_k|; one step of substitution through L errs by
         at most gamma_n |A| |L| in the coefficients and gamma_n |A| |c| in the constant, hence in total by gamma_n
-        |A| (|L| |v| + |c|) = gamma_n |A| magnitude_k, with n counting every sum the step takes part in.
+        |A| (|L| |v| + |c|) = gamma_n |A| magnitude_k, with n counting every sum the step takes part in.  On `halves`
+        sign * z >= 0, so that taking multiples >= 0 of it away lowers the row; they join the sums.
         """
         graph, order = self.graph, self.order
         first = self.rows.coefficients
@@ -163,6 +192,12 @@ class Substitution:
             else:
                 line = lines[position] = lines[position] if position in lines else self._lines(position, row, smoothing)
                 found = self._through_lines(line, row)
+                if position in self.halves:
+                    pull = self.halves[position].pull
+                    found = (found[0] - pull,)
+                    if rigorous:
+                        z = self.relaxation.intervals[node.inputs[0]]
+                        slack = slack + gamma(node.size + 2 * len(order) + 16) * _weighted(pull, z.magnitude)
                 term = row * line.intercept
                 if not all(self.relaxation.finite(i) for i in node.inputs):
                     term = torch.where(row == 0, 0.0, term)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +26,7 @@ from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.methods import Method
 from curvverify.verification.options import Options
+from curvverify.verification.phases import PhaseSearch
 from curvverify.verification.progress import REGIONS, Reporter, open_boxes, open_leaves
 from curvverify.verification.property import compile_query
 from curvverify.verification.provenance import provenance
@@ -160,6 +161,8 @@ class _Run:
         if witness is None and problems.open.any() and not self.deadline.passed:
             witness = self._burst(problems, "falsify again", self.options.attack_rounds)
         if witness is None and problems.open.any() and self.options.branch and not self.deadline.passed:
+            roots, problems, witness = self._phases(problems, roots)
+        if witness is None and problems.open.any() and self.options.branch and not self.deadline.passed:
             problems, witness = self._branch(problems, roots)
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
@@ -266,6 +269,41 @@ class _Run:
         part = Part(dict(enumerate(relaxation.intervals)), states=states)
         return self.checker.linear(root.problems, effort, rows, part)
 
+    def _phases(self, problems: Subproblems, roots: list[Checked]) -> tuple[list[Checked], Subproblems, Witness | None]:
+        """Cut the roots' boxes at the kinks of their hinges, where nothing else bends; what is left of the roots."""
+        begun, before, bounded = time.monotonic(), int(problems.open.sum()), 0
+        options, left = self.options, list[Checked]()
+        if _free(problems.box) <= options.branch_inputs:
+            return roots, problems, None
+        boxes = [root[torch.tensor([b])] for root in roots for b in root.problems.unsettled.tolist()]
+        margins = torch.full_like(problems.open, torch.inf, dtype=torch.float64)
+        still = problems.open.clone()
+        self._report("phases", problems)
+
+        def report(now: PhaseSearch) -> None:
+            if self.reporter.due:
+                share = (now.share + len(boxes) - 1 - k) / self.property.groups
+                self.reporter.event("phases", now.margin_lower, before, share, now.open, bounded + now.bounded)
+
+        for k, box in enumerate(boxes):
+            search = PhaseSearch(self.checker, self.falsifier, box, options.memory, options.branch_batch, report)
+            if not search.possible:
+                left.append(box)
+                continue
+            search.run(self.deadline.sooner(self.deadline.remaining / (len(boxes) - k)))
+            bounded += search.bounded
+            group = int(box.problems.group)
+            margins[group], still[group] = search.outcome()
+            kept = replace(box.problems, open=box.problems.open & still[group])
+            left += [replace(box, problems=kept)] if bool(kept.open.any()) else []
+            if search.witness is not None:
+                return left, problems, search.witness
+        if bounded:
+            self.bounded += bounded
+            problems = problems.branched(margins, still)
+            self._account("phases", begun, before, problems, f"{bounded} parts")
+        return left, problems, None
+
     def _branch(self, problems: Subproblems, roots: list[Checked]) -> tuple[Subproblems, Witness | None]:
         """Split the roots' boxes; the root problems with what the branches proved of them."""
         begun, before = time.monotonic(), int(problems.open.sum())
@@ -280,7 +318,7 @@ class _Run:
 
         branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, methods, report)
         branching.run(roots, self.deadline)
-        self.bounded = branching.bounded
+        self.bounded += branching.bounded
         leaves = open_leaves(branching.worst(REGIONS), problems, self.positions)
         self.left = Remaining(branching.open, branching.share / self.property.groups, tuple(leaves))
         problems = problems.branched(*branching.outcome())

@@ -1,0 +1,186 @@
+"""A network over one box as its unstable hinges see it: every other function is affine there, and composed away.
+
+With t in [-1, 1]^n for the free inputs, the arguments of the unstable entries of ReLU-like functions are
+z = J t + H a + c with H strictly lower triangular in blocks and a = sigma(z), and a row of the output is j.t + h.a + c.
+A pass over a batch of parts of the box is two products with J and one with each block of H, whatever the network was
+made of.  Everything is in float32 and nothing here decides: `phases.decided_lower` does, on the network itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from curvverify.bounding.relaxation import Relaxation
+from curvverify.graph.layers import Graph
+from curvverify.ops.base import Linear
+from curvverify.ops.elementwise.hinge import Hinge
+from curvverify.types import Interval
+
+ROWS = 256
+"""Rows that are composed at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """The unstable entries of one hinge node: their flat positions, and where they are among all of them."""
+
+    node: int
+    entries: Tensor
+    place: slice
+
+
+@dataclass(frozen=True, eq=False)
+class Hinges:
+    """The U unstable entries of all nodes: arguments between lower < 0 and upper > 0, slopes `left` < `right`; (U,)."""
+
+    sites: tuple[Site, ...]
+    lower: Tensor
+    upper: Tensor
+    left: Tensor
+    right: Tensor
+    straight: dict[int, Tensor]
+    """By node, the slopes (S,) of its stable entries; 0 at the others."""
+
+    @property
+    def count(self) -> int:
+        return len(self.lower)
+
+    @cached_property
+    def chord(self) -> Tensor:
+        """Slopes of the chords."""
+        return (self.right * self.upper - self.left * self.lower) / (self.upper - self.lower)
+
+    @cached_property
+    def intercept(self) -> Tensor:
+        """Intercepts of the chords."""
+        return (self.right - self.chord) * self.upper
+
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """R affine functions input.t + hinges.a + constant: (R, n), (R, U), (R,)."""
+
+    inputs: Tensor
+    hinges: Tensor
+    constant: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedNetwork:
+    """The hinges' arguments as forms in the inputs and in earlier hinges, and so the rows of the output."""
+
+    hinges: Hinges
+    arguments: Forms
+    rows: Forms
+
+
+def reducible(relaxation: Relaxation, node: int) -> bool:
+    """Whether every nonlinear node that a node depends on is a convex hinge with finite bounds."""
+    graph = relaxation.graph
+    for i in graph.ancestors[node]:
+        op = graph.nodes[i].op
+        if graph.nodes[i].nonlinear:
+            if not isinstance(op, Hinge) or not relaxation.finite(graph.nodes[i].inputs[0]):
+                return False
+            left, right = (torch.as_tensor(s) for s in op.slopes)
+            if not bool((left <= right).all()):
+                return False
+    return True
+
+
+def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
+    """The unstable entries of the hinge nodes that a node of a reducible network of one box depends on."""
+    sites: list[Site] = []
+    parts: list[tuple[Tensor, ...]] = []
+    straight: dict[int, Tensor] = {}
+    start = 0
+    for i in relaxation.graph.by_level(node):
+        op = relaxation.graph.nodes[i].op
+        if not isinstance(op, Hinge):
+            continue
+        x = relaxation.intervals[relaxation.graph.nodes[i].inputs[0]]
+        low, high = x.lower[0], x.upper[0]
+        left, right = (torch.as_tensor(s, dtype=low.dtype).expand_as(low) for s in op.slopes)
+        kinked = (low < 0) & (high > 0) & (left < right)
+        straight[i] = torch.where(kinked, 0.0, torch.where(high > 0, right, left)).float().flatten()
+        entries = kinked.flatten().nonzero().squeeze(1)
+        if len(entries):
+            sites.append(Site(i, entries, slice(start, start + len(entries))))
+            parts.append(tuple(t.flatten()[entries].float() for t in (low, high, left, right)))
+            start += len(entries)
+    merged = [torch.cat(ts) for ts in zip(*parts, strict=True)] if parts else [torch.zeros(0)] * 4
+    return Hinges(tuple(sites), *merged, straight=straight)
+
+
+def reduced_network(relaxation: Relaxation, node: int, coefficients: Tensor, inputs: Tensor | None) -> ReducedNetwork:
+    """The network of one box, for the rows coefficients.v + inputs.x of a node: (R, *S) and (R, *S_in).
+
+    The relaxation must be reducible.
+    """
+    hinges = unstable_hinges(relaxation, node)
+    compose = _Composition(relaxation.graph.to(torch.float32), relaxation.box, hinges)
+    found = [compose.entries(site) for site in hinges.sites]
+    arguments = _stacked(found) if found else compose.rows(0, torch.zeros(0, *relaxation.graph.input_shape))
+    shift = None if inputs is None else inputs.float()
+    return ReducedNetwork(hinges, arguments, compose.rows(node, coefficients.float(), shift))
+
+
+def _stacked(parts: list[Forms]) -> Forms:
+    return Forms(*(torch.cat([getattr(p, name) for p in parts]) for name in ("inputs", "hinges", "constant")))
+
+
+@dataclass(eq=False)
+class _Composition:
+    """Substitutes rows back to the input and to the hinges in between."""
+
+    graph: Graph
+    box: Interval
+    hinges: Hinges
+
+    def __post_init__(self) -> None:
+        lower, upper = self.box.lower[0].flatten(), self.box.upper[0].flatten()
+        self.centre, self.radius = (0.5 * (lower + upper)).float(), (0.5 * (upper - lower)).float()
+        self.free = self.radius.nonzero().squeeze(1)
+        self.sites = {site.node: site for site in self.hinges.sites}
+
+    def entries(self, site: Site) -> Forms:
+        """The arguments of a site's entries."""
+        position = self.graph.nodes[site.node].inputs[0]
+        node = self.graph.nodes[position]
+        parts = []
+        for chosen in site.entries.split(ROWS):
+            rows = torch.zeros(len(chosen), node.size)
+            rows[torch.arange(len(chosen)), chosen] = 1.0
+            parts.append(self.rows(position, rows.reshape(-1, *node.shape)))
+        return _stacked(parts)
+
+    def rows(self, node: int, coefficients: Tensor, shift: Tensor | None = None) -> Forms:
+        """Rows coefficients.v + shift.x of a node."""
+        count = len(coefficients)
+        constant, hinges = torch.zeros(count), torch.zeros(count, self.hinges.count)
+        held: dict[int, Tensor] = {node: coefficients}
+        for position in reversed(self.graph.ancestors[node][1:]):
+            row = held.pop(position, None)
+            if row is None:
+                continue
+            op = self.graph.nodes[position].op
+            if isinstance(op, Linear):
+                if op.offset is not None:
+                    constant = constant + (row * op.offset).flatten(1).sum(1)
+                found = op.adjoint(row)
+            else:
+                flat = row.flatten(1)
+                if position in self.sites:
+                    site = self.sites[position]
+                    hinges[:, site.place] = flat[:, site.entries]
+                found = ((flat * self.hinges.straight[position]).reshape(row.shape),)
+            for i, a in zip(self.graph.nodes[position].inputs, found, strict=True):
+                held[i] = held[i] + a if i in held else a
+        slope = held.pop(0, torch.zeros(count, len(self.centre))).flatten(1)
+        if shift is not None:
+            slope = slope + shift.flatten(1)
+        return Forms((slope * self.radius)[:, self.free].contiguous(), hinges, constant + slope @ self.centre)

@@ -1,0 +1,233 @@
+"""Branch and bound over the phases of unstable ReLU-like functions, on the node bounds of the whole box.
+
+A part costs a few products of small matrices, so that thousands are bounded in the time that bounds on all nodes of a
+few parts would take.  Each disjunct is refuted by its most promising row.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from curvverify.bounding.phases import Ascent, Phases, concatenated, decided_lower
+from curvverify.bounding.reduced import reduced_network, reducible
+from curvverify.types import Deadline
+from curvverify.verification.checker import Checked, Checker
+from curvverify.verification.falsify import Falsifier
+from curvverify.verification.result import Witness
+
+FIRST, ITERATIONS = 40, 7
+"""Steps of ascent for a whole box, and for its parts."""
+
+CANDIDATES = 3
+"""Hinges by each of two scores whose halves are tried before one is chosen."""
+
+BETWEEN = 1.0
+"""Seconds between attacks."""
+
+SECONDS = (0.15, 0.6)
+"""A batch that took less is doubled, one that took more is halved."""
+
+ENOUGH = 1e-5
+"""Relative to the size of what was to be gained: how far above 0 float32 estimates end a search."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """A disjunct of the box and the row that is to refute it: its lower bound has to exceed `least`."""
+
+    disjunct: int
+    row: int
+    least: float
+    margin: float
+    """Proved on the whole box."""
+
+
+@dataclass(frozen=True, order=True)
+class _Part:
+    """A part of the box in the queue: most open first."""
+
+    margin: float
+    number: int
+    target: int = field(compare=False)
+    phases: Phases = field(compare=False)
+    share: float = field(compare=False)
+
+
+@dataclass(eq=False)
+class PhaseSearch:
+    """The parts of one box that are still open."""
+
+    checker: Checker
+    falsifier: Falsifier
+    root: Checked
+    """One subproblem."""
+    memory: float
+    """GiB for the network's matrices, and for the queue."""
+    batch: int
+    """Most parts bounded at once."""
+    progress: Callable[[PhaseSearch], None] = lambda search: None
+    """Called after every batch of parts."""
+    bounded: int = 0
+    witness: Witness | None = None
+    _queue: list[_Part] = field(default_factory=list)
+    _stuck: list[_Part] = field(default_factory=list)
+    """Parts whose phases are all fixed, and that a long ascent has not proved."""
+    _count: itertools.count[int] = field(default_factory=itertools.count)
+    _size: int = 4
+
+    def __post_init__(self) -> None:
+        self.graph, self.problems = self.checker.graph, self.root.problems
+        self._settled = torch.full(self.problems.open.shape[1:], torch.inf, dtype=torch.float64)
+
+    @property
+    def possible(self) -> bool:
+        """Whether the network has hinges to cut, nothing else that bends, and matrices that fit into the memory."""
+        relaxation, output = self.root.relaxation, self.graph.output
+        if not reducible(relaxation, output):
+            return False
+        bounded = {i for i in self.graph.bounded if i in self.graph.ancestors[output]}
+        count = 0
+        for i in bounded:
+            x = relaxation.intervals[i]
+            count += int(((x.lower < 0) & (x.upper > 0)).sum())
+        free = self.graph.nodes[0].size
+        return count > 0 and 4.0 * count * (free + count) < 0.25 * self.memory * 2**30
+
+    def run(self, deadline: Deadline) -> None:
+        """Cut until nothing is open, a witness is found or time or memory is up."""
+        self._begin()
+        attacked = time.monotonic()
+        while self._queue and not deadline.passed and self.witness is None and not self._full:
+            begun = time.monotonic()
+            parts = [heapq.heappop(self._queue) for _ in range(min(self._size, len(self._queue)))]
+            corners = self._cut(parts)
+            now = time.monotonic()
+            if now - begun < SECONDS[0]:
+                self._size = min(2 * self._size, self.batch)
+            elif now - begun > SECONDS[1]:
+                self._size = max(1, self._size // 2)
+            if now - attacked > BETWEEN or self.bounded < 16:
+                self._attack(parts, corners, deadline)
+                attacked = time.monotonic()
+            self.progress(self)
+
+    @property
+    def open(self) -> int:
+        """Number of open parts."""
+        return len(self._queue) + len(self._stuck)
+
+    @property
+    def margin_lower(self) -> float:
+        """The smallest margin proved so far of a disjunct that is open on some part, inf where there is none."""
+        margins, still = self.outcome()
+        return float(margins[still].min()) if bool(still.any()) else torch.inf
+
+    @property
+    def share(self) -> float:
+        """Mean over the disjuncts of the shares of the box that are open: 1 / 2 to the number of cuts each."""
+        return sum(part.share for part in (*self._queue, *self._stuck)) / len(self.targets)
+
+    def outcome(self) -> tuple[Tensor, Tensor]:
+        """(D,) each: the smallest proved margins over all parts, and the disjuncts that are open on some part."""
+        margins, still = self._settled.clone(), torch.zeros_like(self.problems.open[0])
+        for part in (*self._queue, *self._stuck):
+            target = self.targets[part.target]
+            margins[target.disjunct] = min(float(margins[target.disjunct]), target.margin)
+            still[target.disjunct] = True
+        return margins, still
+
+    @property
+    def _full(self) -> bool:
+        return 12.0 * len(self._queue) * self.ascent.network.hinges.count > 0.5 * self.memory * 2**30
+
+    def _begin(self) -> None:
+        prop, problems, relaxation = self.checker.property, self.problems, self.root.relaxation
+        margins, rows = problems.margins[0], prop.rows[problems.group[0]]
+        output, box = relaxation.intervals[-1].magnitude.flatten(1), problems.box.magnitude
+        self.targets: list[_Target] = []
+        for d in problems.open[0].nonzero().squeeze(1).tolist():
+            k = int(margins[d].argmax())
+            row = rows[d, k : k + 1]
+            slack = float(prop.coefficient_slack(row, output, box)[0, 0])
+            least = float(prop.thresholds[problems.group[0], d, k]) + 1.0000001 * slack
+            self.targets.append(_Target(d, int(row[0]), least, float(margins[d, k])))
+        index = torch.tensor([t.row for t in self.targets])
+        self.rows = prop.select_rows(index, self.graph.output_shape, self.graph.input_shape)
+        shift = None if self.rows.input is None else self.rows.input[0]
+        network = reduced_network(relaxation, self.graph.output, self.rows.coefficients[0], shift)
+        self.ascent = Ascent(network)
+        self.least = torch.tensor([t.least for t in self.targets], dtype=torch.float64)
+        self.enough = torch.tensor([ENOUGH * abs(t.margin) for t in self.targets], dtype=torch.float64)
+        whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
+        self._bound(torch.arange(len(index)), whole, torch.full((len(index),), -torch.inf), FIRST)
+
+    def _cut(self, parts: list[_Part]) -> Tensor:
+        """Cut every part at the most promising hinge and bound both halves; the corners (B, n) of their minima."""
+        targets = torch.tensor([p.target for p in parts])
+        phases = concatenated([p.phases for p in parts])
+        margins = torch.tensor([p.margin for p in parts])
+        found = self.ascent.backward(targets, phases)
+        z = self.ascent.forward(found)
+        most = min(CANDIDATES, z.shape[1])
+        choices = torch.cat([s.topk(most, 1).indices for s in self.ascent.gaps(phases, found, z)], 1)
+        chosen = choices.gather(1, self._promising(targets, phases, choices, margins).unsqueeze(1)).squeeze(1)
+        free = phases.signs.gather(1, chosen.unsqueeze(1)).squeeze(1) == 0
+        halves = phases[free].halves(chosen[free])
+        self._bound(targets[free].repeat_interleave(2), halves, margins[free].repeat_interleave(2), ITERATIONS)
+        if not bool(free.all()):  # every phase is fixed: more ascent is all that is left
+            self._bound(targets[~free], phases[~free], margins[~free], FIRST)
+        return found.slope.sign().neg()
+
+    def _promising(self, targets: Tensor, phases: Phases, choices: Tensor, margins: Tensor) -> Tensor:
+        """Which of the choices (B, K) leaves its halves with the smallest shortfall, before any search."""
+        tried = phases.halves(choices)
+        copies = 2 * choices.shape[1]
+        index = targets.repeat_interleave(copies)
+        lower = self.ascent.backward(index, tried).lower - self.least[index].float()
+        lower = torch.maximum(lower, margins.float().repeat_interleave(copies)).clamp(max=0.0)
+        return lower.reshape(*choices.shape, 2).sum(2).argmax(1)
+
+    def _bound(self, targets: Tensor, phases: Phases, parents: Tensor, iterations: int) -> None:
+        """Bound parts; what is proved in float64 is settled, the rest is queued with its estimated margin."""
+        self.bounded += len(phases)
+        least, enough = self.least[targets], self.enough[targets]
+        estimates, phases = self.ascent.ascend(targets, phases, (least + enough).float(), iterations)
+        margins = estimates.double() - least
+        near = (margins > 0.5 * enough).nonzero().squeeze(1)
+        if len(near):
+            relaxation, rows = self.root.relaxation, self.rows[targets[near]]
+            hinges = self.ascent.network.hinges
+            lower = decided_lower(relaxation, self.graph.output, rows, hinges, phases[near])
+            margins[near] = lower - least[near]
+        shares = (0.5 ** phases.signs.count_nonzero(1).double()).tolist()
+        proved = torch.zeros(len(phases), dtype=torch.bool)
+        proved[near] = margins[near] > 0.0
+        for b, (target, done) in enumerate(zip(targets.tolist(), proved.tolist(), strict=True)):
+            disjunct, margin = self.targets[target].disjunct, float(margins[b])
+            if done:
+                self._settled[disjunct] = min(float(self._settled[disjunct]), margin)
+                continue
+            part = phases[torch.tensor([b])]
+            entry = _Part(max(min(margin, 0.0), float(parents[b])), next(self._count), target, part, shares[b])
+            if iterations < FIRST or bool((part.signs == 0).any()):
+                heapq.heappush(self._queue, entry)
+            else:
+                self._stuck.append(entry)
+
+    def _attack(self, parts: list[_Part], corners: Tensor, deadline: Deadline) -> None:
+        """Descend from the corners at which the relaxed rows of some parts take their minima."""
+        box = self.problems.box[0]
+        inputs = self.root.relaxation.box.width[0].flatten() > 0
+        starts = box.centre.expand(len(corners), -1).clone()
+        starts[:, inputs] += corners.double() * (0.5 * box.width[inputs])
+        disjuncts = torch.tensor([self.targets[p.target].disjunct for p in parts])
+        group = self.problems.group.expand(len(parts))
+        some = slice(0, 32)
+        self.witness = self.falsifier.descend(group[some], disjuncts[some], starts[some].unsqueeze(1), deadline)

@@ -1,0 +1,189 @@
+"""Phases of hinges, attacked: points of every part against its bounds, linear programmes against the ascent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+import curvverify
+from curvverify import Options, Verdict
+from curvverify.bounding.linear import Effort, linear_bounds
+from curvverify.bounding.phases import Ascent, Phases, decided_lower
+from curvverify.bounding.reduced import ReducedNetwork, reduced_network, reducible
+from curvverify.bounding.relaxation import Relaxation
+from curvverify.bounding.substitution import Rows
+from curvverify.graph import load
+from curvverify.graph.layers import Graph
+from tests.soundness.attack import ascent, points
+from tests.soundness.operators import SAMPLES
+from tests.soundness.random_graphs import Builder, residual_convnet, residual_mlp
+from tests.soundness.test_bounds_hold import ROUNDING, box_around
+from tests.soundness.test_branching_holds import asked, small_network
+from tests.soundness.test_coupling_holds import with_fixed_inputs
+
+HINGES = ["Relu", "LeakyRelu"]
+
+
+def rows_of(graph: Graph, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *graph.output_shape, generator=generator, dtype=torch.float64)
+
+
+def reduced(name: str, seed: int, radius: float = 0.4) -> tuple[Graph, Relaxation, Tensor, ReducedNetwork]:
+    """A residual convolutional network over a box, some inputs fixed where the seed is odd, and its reduced form."""
+    graph = residual_convnet(SAMPLES[name], seed)
+    box = box_around(graph.input_shape, radius, seed)
+    relaxation = linear_bounds(graph, with_fixed_inputs(box) if seed % 2 else box, Effort(2))
+    rows = rows_of(graph, 5, seed)
+    return graph, relaxation, rows, reduced_network(relaxation, graph.output, rows, None)
+
+
+def arguments(graph: Graph, network: ReducedNetwork, x: Tensor) -> Tensor:
+    """The arguments (B, U) of the unstable hinges at inputs x (B, *S_in)."""
+    values = graph.values(x)
+    return torch.cat([values[graph.nodes[s.node].inputs[0]].flatten(1)[:, s.entries] for s in network.hinges.sites], 1)
+
+
+def parts_around(signs: Tensor, count: int, seed: int) -> Phases:
+    """For activation patterns (B, U): parts that fix some of their phases, with arbitrary slopes and multipliers."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(signs), signs.shape[1])
+    share = torch.rand(len(signs), 1, generator=generator)
+    fixed = torch.rand(shape, generator=generator) < share
+    turns = 1.4 * torch.rand(shape, generator=generator) - 0.2
+    multipliers = (torch.randn(shape, generator=generator).abs() * 0.3) * (torch.rand(shape, generator=generator) < 0.5)
+    return Phases(torch.where(fixed, signs, 0.0).float()[:count], turns[:count], multipliers[:count])
+
+
+@pytest.mark.parametrize("name", HINGES)
+@pytest.mark.parametrize("seed", range(2))
+def test_reduced_network_is_the_network(name: str, seed: int) -> None:
+    """At any point, the forms give the hinges' arguments and the rows, from the hinges' own values."""
+    graph, relaxation, rows, network = reduced(name, seed)
+    assert network.hinges.count > 10
+    x = points(relaxation.box, 64, seed)
+    z = arguments(graph, network, x)
+    h = network.hinges
+    a = torch.where(z > 0, h.right, h.left) * z
+    width = relaxation.box.width.flatten()
+    t = ((x - relaxation.box.centre).flatten(1) / (0.5 * width))[:, width > 0]
+    for forms, truth in ((network.arguments, z), (network.rows, graph(x).flatten(1) @ rows.flatten(1).T)):
+        found = t @ forms.inputs.double().T + a @ forms.hinges.double().T + forms.constant.double()
+        assert float((found - truth).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("name", HINGES)
+@pytest.mark.parametrize("seed", range(3))
+def test_points_of_a_part_are_above_its_bounds(name: str, seed: int) -> None:
+    """Whatever slopes and multipliers: samples, corners and descents that stay in a part do not pass its bounds."""
+    graph, relaxation, rows, network = reduced(name, seed)
+    box = relaxation.box
+    x = points(box, 600, seed)
+    descended = [ascent(graph, graph.output, box, -row, x[:64]) for row in rows]
+    x = torch.cat([x, *descended]).detach()
+    z = arguments(graph, network, x)
+    values = graph(x).flatten(1) @ rows.flatten(1).T
+    anchors = torch.cat([values.argmin(0), torch.arange(0, 600, 40)])
+    parts = parts_around(z[anchors].sign(), len(anchors), seed)
+    index = torch.arange(len(anchors)) % len(rows)
+    lower = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, parts)
+    searched, found = Ascent(network).ascend(index, parts, torch.full((len(index),), torch.inf), 6)
+    better = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, found)
+    for b, anchor in enumerate(anchors.tolist()):
+        inside = ((parts.signs[b] * z) >= 0).all(1)
+        assert bool(inside[anchor])
+        least = float(values[inside, index[b]].min())
+        scale = 1.0 + abs(least)
+        assert float(lower[b]) <= least + ROUNDING * scale
+        assert float(better[b]) <= least + ROUNDING * scale
+        assert abs(float(better[b] - searched[b])) < 1e-3 * scale  # one computation in two arithmetics
+
+
+@pytest.mark.parametrize("wild", [-1.0, 1e30, float("inf"), float("nan")])
+def test_wild_multipliers_prove_nothing(wild: float) -> None:
+    """Negative multipliers count as 0; infinite ones and NaN give no bound."""
+    graph, relaxation, rows, network = reduced("Relu", 1)
+    x = points(relaxation.box, 500, 1)
+    z = arguments(graph, network, x)
+    parts = parts_around(z[:20].sign(), 20, 3)
+    parts.multipliers[:, ::3] = wild
+    index = torch.arange(20) % len(rows)
+    lower = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, parts)
+    values = graph(x).flatten(1) @ rows.flatten(1).T
+    for b in range(20):
+        inside = ((parts.signs[b] * z) >= 0).all(1)
+        assert float(lower[b]) <= float(values[inside, index[b]].min()) + ROUNDING
+    assert not bool(lower.isnan().any())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ascent_meets_the_linear_programme(seed: int) -> None:
+    """Where all phases are fixed, a row is linear on a polytope: its minimum there bounds the ascent and is met."""
+    graph, _, rows, network = reduced("Relu", 2 * seed, 0.15)
+    x = points(box_around(graph.input_shape, 0.15, 2 * seed), 4, seed)
+    signs = arguments(graph, network, x)[:1].sign()
+    turns = torch.zeros_like(signs).float()
+    whole = Ascent(network)
+    free = Phases(turns, turns, turns)
+    _, free = whole.ascend(torch.zeros(1, dtype=torch.long), free, torch.tensor([torch.inf]), 20)
+    parts = Phases(signs.float(), free.turns, turns)
+    active = (signs[0] > 0).double()
+    forms = network.arguments
+    u = network.hinges.count
+    h = forms.hinges.double() * active
+    inverse = torch.linalg.inv(torch.eye(u, dtype=torch.float64) - h)
+    slopes, constants = inverse @ forms.inputs.double(), inverse @ forms.constant.double()
+    weight = network.rows.hinges.double() * active
+    objective = network.rows.inputs.double() + weight @ slopes
+    shift = network.rows.constant.double() + weight @ constants
+    for k in range(len(rows)):
+        truth = linprog(
+            objective[k].numpy(),
+            A_ub=(-signs[0].unsqueeze(1) * slopes).numpy(),
+            b_ub=(signs[0] * constants).numpy(),
+            bounds=[(-1, 1)] * slopes.shape[1],
+        )
+        assert truth.status == 0
+        least = truth.fun + float(shift[k])
+        plain = float(shift[k] - objective[k].abs().sum())
+        found, _ = whole.ascend(torch.tensor([k]), parts, torch.tensor([torch.inf]), 60)
+        assert float(found) <= least + 1e-4
+        assert least - float(found) <= 0.2 * (least - plain) + 1e-3
+
+
+def test_only_hinges_are_reduced() -> None:
+    """A network with a product, or with a function that is not a convex hinge, is refused."""
+    for graph in (residual_mlp(SAMPLES["Relu"], 0), residual_convnet(SAMPLES["Tanh"], 0)):
+        relaxation = linear_bounds(graph, box_around(graph.input_shape, 0.3, 0), Effort(1))
+        assert not reducible(relaxation, graph.output)
+    b = Builder((1, 4), 0)
+    b.dense(b.activate(SAMPLES["Relu"], b.dense(0, 6)), 2)
+    relaxation = linear_bounds(b.graph(), box_around((1, 4), 0.3, 0), Effort(1))
+    assert reducible(relaxation, b.graph().output)
+
+
+OPTIONS = Options(timeout=5.0, attack_rounds=1, threads=1, branch_inputs=0, coupling=False, refine_iterations=1)
+
+
+@pytest.mark.parametrize("seed", [0, 5, 6, 11, 17, 29])
+def test_phases_decide(seed: int) -> None:
+    """Two free inputs among four: a grid knows the minimum; both sides of it are decided, and rightly."""
+    model = load(small_network(seed, 4), shapes=(1, 4))
+    box = box_around((1, 4), 0.8, seed)
+    upper = box.upper.clone()
+    upper[0, 0, 2:] = box.lower[0, 0, 2:]
+    box = type(box)(box.lower.float().double(), upper.float().double())
+    t = torch.linspace(0, 1, 201, dtype=torch.float64)
+    x = box.lower + torch.nn.functional.pad(torch.cartesian_prod(t, t), (0, 2)).reshape(-1, 1, 4) * box.width
+    y = model.graph(x)
+    least, spread = float(y.min()), float(y.max() - y.min())
+    offset = 0.02 * spread + 1e-5
+    below = curvverify.verify(model, asked(box, least - offset), OPTIONS)
+    assert below.verdict is Verdict.VERIFIED
+    assert 0.0 < below.margin_lower <= offset + 1e-6
+    above = curvverify.verify(model, asked(box, least + offset), OPTIONS)
+    assert above.verdict is Verdict.FALSIFIED
+    assert np.all(np.array(above.witness.x if above.witness else [np.nan]) <= upper.flatten().numpy() + 1e-6)
