@@ -276,7 +276,7 @@ class _Run:
         if _free(problems.box) <= options.branch_inputs:
             return roots, problems, None
         boxes = [root[torch.tensor([b])] for root in roots for b in root.problems.unsettled.tolist()]
-        margins = torch.full_like(problems.open, torch.inf, dtype=torch.float64)
+        margins = torch.full_like(problems.open, -torch.inf, dtype=torch.float64)
         still = problems.open.clone()
         self._report("phases", problems)
 
