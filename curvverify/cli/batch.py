@@ -6,8 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,10 +16,10 @@ import typer
 
 from curvverify.cli.options import as_flags, resolve, with_options
 from curvverify.cli.output import stderr_console, stdout_console, write_file
-from curvverify.errors import UsageError
+from curvverify.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
-    from curvverify.cli.child import Instance, Limits
+    from curvverify.cli.child import Instance
     from curvverify.report.batch import Key, Record
 
 GRACE = 5.0
@@ -45,15 +44,23 @@ def batch(
         list[Path] | None,
         typer.Option(metavar="CSV", help="Known verdicts (default: expected.csv beside the instances)."),
     ] = None,
+    executor: Annotated[
+        str, typer.Option(metavar="WHERE", help="local, dask://HOST:PORT, dask://local?workers=N, slurm://PARTITION.")
+    ] = "local",
+    merge: Annotated[bool, typer.Option("--merge", help="The files are results: write them as one to --out.")] = False,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Options, by name; flags win.")] = None,
     **overrides: Any,
 ) -> None:
     """Run many instances, each in a killable process; the exit code is 1 where a verdict contradicts a known one."""
+    if merge:
+        _merge(instances, out)
+        return
     options = resolve(config, overrides)
-    chosen = _chosen(instances, only or (), timeout)
+    chosen = chosen_instances(instances, only or (), timeout)
     jobs, threads = share_cores(jobs, threads)
     flags = [*as_flags(options, without=("timeout", "threads")), "--threads", str(threads), "--real-semantics"]
     from curvverify.cli.child import Limits
+    from curvverify.cli.executors import opened, run_all
     from curvverify.report.batch import append, open_for_append
 
     if out.exists() and out.stat().st_size and not resume:
@@ -61,16 +68,38 @@ def batch(
     done, stream = open_for_append(out)
     finished = {record.key for record in done}
     left = [instance for instance in chosen if instance.key not in finished]
-    running = _run_all(left, flags, Limits(GRACE, memory_cap), jobs)
-    with stream, _terminate_as_interrupt(), contextlib.closing(running):
+    with stream, terminate_as_interrupt():
         try:
-            for record in _shown(running, len(chosen) - len(left), len(chosen)):
-                append(stream, record)
+            with opened(executor, jobs, threads) as (pool, here):
+                running = run_all(left, flags, Limits(GRACE, memory_cap), pool, here)
+                with contextlib.closing(running):
+                    for record in shown(running, len(chosen) - len(left), len(chosen)):
+                        append(stream, record)
         except KeyboardInterrupt:
             stderr_console().print(f"interrupted: {out} is complete so far; the same command with --resume goes on")
             raise typer.Exit(INTERRUPTED) from None
     known = known_verdicts(expected or [path.with_name("expected.csv") for path in instances], bool(expected))
     _report(out, {i.key for i in chosen}, known, csv, plot)
+
+
+def _merge(files: list[Path], out: Path) -> None:
+    """One file of the results of several; exit code 1 where two of them contradict each other."""
+    from curvverify.report.batch import merged, read_records
+
+    if out.exists():
+        raise UsageError(f"{out} is there already: name another file")
+    for path in files:
+        if not path.is_file():
+            raise UnreadableError(f"{path}: no such file of results")
+    records, contradictions = merged([read_records(path) for path in files])
+    write_file(out, "".join(record.to_line() + "\n" for record in records))
+    console = stdout_console()
+    console.print(f"{out}: {len(records)} instances", markup=False, soft_wrap=True)
+    for one, other in contradictions:
+        text = f"CONTRADICTION: {' '.join(one.key)}: {one.verdict} and {other.verdict}"
+        console.print(text, style="bold red", markup=False, soft_wrap=True)
+    if contradictions:
+        raise typer.Exit(1)
 
 
 def share_cores(jobs: int, threads: int) -> tuple[int, int]:
@@ -114,7 +143,7 @@ def _names(path: Path, onnx: Path, vnnlib: Path) -> tuple[str, str]:
     return str(onnx) if several else os.path.relpath(onnx, path.parent), os.path.relpath(vnnlib, path.parent)
 
 
-def _chosen(files: list[Path], only: Sequence[str], cap: float | None) -> list[Instance]:
+def chosen_instances(files: list[Path], only: Sequence[str], cap: float | None) -> list[Instance]:
     """The instances of all files that match, each once, with their time limits capped."""
     found: dict[Key, Instance] = {}
     for path in files:
@@ -127,23 +156,7 @@ def _chosen(files: list[Path], only: Sequence[str], cap: float | None) -> list[I
     return list(found.values())
 
 
-def _run_all(instances: list[Instance], flags: list[str], limits: Limits, jobs: int) -> Generator[Record, None, None]:
-    """Records in the order in which they finish; closed early, it kills what still runs."""
-    from curvverify.cli.child import run_instance
-
-    stop = threading.Event()
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            pending = {pool.submit(run_instance, instance, flags, limits, stop) for instance in instances}
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from filter(None, (future.result() for future in finished))
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _shown(records: Iterator[Record], done: int, total: int) -> Iterator[Record]:
+def shown(records: Iterator[Record], done: int, total: int) -> Iterator[Record]:
     """The same records, with a progress bar on a terminal and a line each elsewhere, both on stderr."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -162,7 +175,7 @@ def _shown(records: Iterator[Record], done: int, total: int) -> Iterator[Record]
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """While inside, SIGTERM ends the batch as Ctrl-C does, so that no process is left behind."""
 
     def interrupt(*_: object) -> None:

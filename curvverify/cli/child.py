@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
+from curvverify.cli.warm import TEMPLATE, Child
 from curvverify.report.batch import Key, Record
 
-POLL = 0.05
-"""Seconds between looks at a running process."""
+POLL = 0.1
+"""Seconds between looks at a running process; its end is noticed at once."""
 
 GIB = 2.0**30
 WITHOUT_VERDICT = {2: "error", 3: "unsupported", 4: "unreadable"}
@@ -65,66 +65,56 @@ class Ended:
     killed: str
 
 
-def run_instance(instance: Instance, flags: list[str], limits: Limits, stop: threading.Event) -> Record | None:
-    """Run `curvverify verify` on the instance; None where `stop` was set before it ended."""
+def run_instance(
+    instance: Instance, flags: list[str], limits: Limits, stop: threading.Event | None = None
+) -> Record | None:
+    """Run `curvverify verify` on the instance in a process of its own; None where `stop` was set before it ended.
+
+    Any executor on any machine may call this: the process is a child of the calling process's template.
+    """
     threads = flags[flags.index("--threads") + 1] if "--threads" in flags else None
-    environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryDirectory(prefix="curvverify-") as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
         begun = time.monotonic()
-        process = subprocess.Popen(
-            command_line(instance, flags),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-            env=environment,
-        )
-        ended = _watch(process, begun, instance.timeout, limits, stop)
+        environment = {"OMP_NUM_THREADS": threads} if threads else {}
+        child = TEMPLATE.start(*request(instance, flags), out, err, environment)
+        ended = watch(child, begun, instance.timeout, limits, stop)
         return None if ended is None else _record(instance, ended, _text(out), _text(err))
 
 
-def command_line(instance: Instance, flags: list[str]) -> list[str]:
-    """The call of `curvverify verify` for the instance."""
-    command = [sys.executable, "-m", "curvverify", "verify", str(instance.folder / instance.vnnlib)]
-    return [*command, "--network", instance.network, "--timeout", str(instance.timeout), "--json", "-", "-v", *flags]
+def request(instance: Instance, flags: list[str]) -> tuple[str, list[str]]:
+    """What the process calls: `curvverify verify` on the instance."""
+    arguments = ["verify", str(instance.folder / instance.vnnlib), "--network", instance.network]
+    arguments += ["--timeout", str(instance.timeout), "--json", "-", "-v", *flags]
+    return "curvverify.cli.template:command", arguments
 
 
-def _watch(
-    process: subprocess.Popen[bytes], begun: float, timeout: float, limits: Limits, stop: threading.Event
-) -> Ended | None:
+def watch(child: Child, begun: float, timeout: float, limits: Limits, stop: threading.Event | None) -> Ended | None:
     """Wait for the end of the process, bring it about where a limit is passed; None where `stop` was set."""
     peak, killed = 0.0, ""
-    while (usage := _collect(process, os.WNOHANG)) is None:
+    while not child.wait(POLL):
         elapsed = time.monotonic() - begun
-        peak = max(peak, tree_memory(process.pid) / GIB)
-        if stop.is_set():
-            _kill(process)
+        peak = max(peak, tree_memory(child.pid) / GIB)
+        if stop is not None and stop.is_set():
+            kill(child)
             return None
         if elapsed > timeout + limits.grace:
             killed = f"time: still running {limits.grace:g} s after its limit of {timeout:g} s"
         elif peak > limits.memory_gib:
             killed = f"memory: {peak:.2f} GiB, over the cap of {limits.memory_gib:g} GiB"
         if killed:
-            usage = _kill(process)
+            kill(child)
             break
-        stop.wait(POLL)
-    seconds = time.monotonic() - begun
-    return Ended(process.returncode, seconds, max(peak, usage / GIB), killed)
+    assert child.code is not None
+    return Ended(child.code, time.monotonic() - begun, max(peak, child.peak / GIB), killed)
 
 
-def _collect(process: subprocess.Popen[bytes], options: int) -> float | None:
-    """Largest resident bytes of the process once it has ended (and the ended process laid to rest), None before."""
-    pid, status, usage = os.wait4(process.pid, options)
-    if pid == 0:
-        return None
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return float(usage.ru_maxrss) * (1.0 if sys.platform == "darwin" else 1024.0)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> float:
+def kill(child: Child) -> None:
     """End the process with everything it started, and wait for it."""
-    os.killpg(process.pid, signal.SIGKILL)
-    return _collect(process, 0) or 0.0
+    while not child.wait(0.0):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # its own group, which it makes first of all
+        child.wait(POLL)
 
 
 def tree_memory(pid: int) -> float:
@@ -174,6 +164,5 @@ def _last_lines(text: str, count: int = 12) -> str:
     return "\n".join(text.strip().splitlines()[-count:])
 
 
-def _text(stream: IO[bytes]) -> str:
-    stream.seek(0)
-    return stream.read().decode(errors="replace")
+def _text(path: Path) -> str:
+    return path.read_bytes().decode(errors="replace") if path.exists() else ""

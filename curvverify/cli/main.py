@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -17,6 +18,7 @@ from curvverify.cli.batch import batch
 from curvverify.cli.bounds import bounds
 from curvverify.cli.curvature import curvature
 from curvverify.cli.demo import demo
+from curvverify.cli.portfolio import portfolio
 from curvverify.cli.radius import radius
 from curvverify.cli.start import process_start
 from curvverify.cli.supports import supports
@@ -34,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (verify, batch, bounds, curvature, radius, demo, supports):
+for command in (verify, batch, portfolio, bounds, curvature, radius, demo, supports):
     app.command()(command)
 
 
@@ -89,13 +91,19 @@ def run() -> int:
     _share_cores_politely()
     sys.excepthook = report_bug
     try:
-        get_command(app)(obj=process_start(), prog_name=NAME)  # not app(): it would replace the hook above
+        _whole_command()(obj=process_start(), prog_name=NAME)  # not app(): it would replace the hook above
     except CurvverifyError as error:
         typer.echo(f"{NAME}: {error}", err=True)
         return error.exit_code
     except SystemExit as ended:  # how typer ends, after success too
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0
+
+
+@functools.cache
+def _whole_command() -> Any:
+    """The commands with their flags, built once: a process that forks others has done it for them."""
+    return get_command(app)
 
 
 def report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,11 @@ class Builder:
     @property
     def input(self) -> Var:
         return Var(0, self.nodes[0].shape)
+
+    def label(self, x: Var, name: str) -> None:
+        """The variable is a value that the user's model calls by this name."""
+        node = self.nodes[x.node]
+        self.nodes[x.node] = replace(node, values=(*node.values, name))
 
     def value(self, x: Var) -> Tensor:
         """The sample's value, without the batch dimension."""

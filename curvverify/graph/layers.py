@@ -18,7 +18,8 @@ class Node:
     """One operator applied to earlier nodes.
 
     `name` is unique in the graph; `source` is the name of the ONNX node or torch module it came from, which several
-    nodes may share.  `shape` is the value's shape without the batch dimension.
+    nodes may share.  `shape` is the value's shape without the batch dimension.  `values` are the names of the values of
+    the ONNX file whose entries the node's are, in row-major order; values that were folded into others have no node.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Node:
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     source: str = ""
+    values: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from curvverify.graph.layers import Node
+from curvverify.graph.simplify import relabelled
 from curvverify.ops.base import Op
 from curvverify.ops.elementwise.clip import Clip
 from curvverify.ops.elementwise.gelu import Gelu, GeluTanh
@@ -207,13 +208,13 @@ def recognised(nodes: Sequence[Node]) -> tuple[list[Node], tuple[str, ...]]:
     notes: list[str] = []
     place: list[int] = []
     for node in nodes:
-        new = replace(node, inputs=tuple(place[i] for i in node.inputs))
+        new = replace(node, inputs=tuple(place[i] for i in node.inputs), values=())
         hit = _product(found, new) if isinstance(node.op, Product) else _softplus(found, new)
         found.extend([new] if hit is None else _chain(len(found), new, *hit))
         place.append(len(found) - 1)
         if hit is not None and hit[1].note:
             notes.append(f"node {node.source!r}: {hit[1].note}")
-    return found, tuple(notes)
+    return relabelled(found, nodes, place), tuple(notes)
 
 
 def _product(before: list[Node], node: Node) -> tuple[int, Found] | None:

@@ -87,7 +87,7 @@ def _walk(nodes: Sequence[Node]) -> list[Node]:
     uses[-1] += 1
     state, place = Pass(), []
     for node, fanout in zip(nodes, uses, strict=True):
-        new = replace(node, inputs=tuple(place[i] for i in node.inputs))
+        new = replace(node, inputs=tuple(place[i] for i in node.inputs), values=())
         rule = FUSIONS.get(type(node.op))
         found = None if rule is None else rule(state, new)
         if isinstance(found, int):
@@ -95,10 +95,22 @@ def _walk(nodes: Sequence[Node]) -> list[Node]:
             place.append(found)
         else:
             place.append(state.add(found or new, fanout))
-    kept = state.kept
+    kept = relabelled(state.kept, nodes, place)
     if place[-1] == 0:  # the output is the input itself
         return [kept[0], Node("", Reshape(kept[0].shape, kept[0].shape), (0,), kept[0].shape, "output")]
     return without_dead(kept, place[-1])
+
+
+def relabelled(kept: Sequence[Node], nodes: Sequence[Node], place: Sequence[int]) -> list[Node]:
+    """The kept nodes with the names of the values they stand for: node i of the old graph is the kept one place[i].
+
+    Sound because: a rule puts a node of the same entries in a node's place; what it folds away loses its name.
+    """
+    names: dict[int, tuple[str, ...]] = {}
+    for node, at in zip(nodes, place, strict=True):
+        if node.values and kept[at].size == node.size:
+            names[at] = names.get(at, ()) + node.values
+    return [replace(node, values=names.get(i, ())) for i, node in enumerate(kept)]
 
 
 # -- moving entries about ------------------------------------------------------------------------------------------
@@ -144,7 +156,7 @@ def _moved_down(state: Pass, node: Node, scaling: Node) -> Node | None:
         return node.op.forward(constant.expand(scaling.shape).unsqueeze(0)).squeeze(0)
 
     moved = Diagonal(forward(scaling.op.factor), forward(scaling.op.shift), forward(scaling.op.size))
-    return replace(scaling, op=moved, inputs=(place,))
+    return replace(scaling, op=moved, inputs=(place,), shape=node.shape)
 
 
 def _permute(state: Pass, node: Node) -> Node | int | None:

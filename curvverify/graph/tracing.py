@@ -103,6 +103,11 @@ class Tracer(Widening):
         """The node of a tensor; None where it does not depend on the input."""
         return self._vars.get(id(tensor)) if isinstance(tensor, Tensor) else None
 
+    def label(self, name: str, value: object) -> None:
+        """The model calls this tensor by a name."""
+        if name and (var := self.var(value)) is not None:
+            self.builder.label(var, name)
+
     def opaque(self, value: Tensor) -> Var:
         """A node for a value that could not be lowered."""
         return self.builder.apply(Opaque(value.unsqueeze(0)), self.builder.input)

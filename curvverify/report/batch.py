@@ -117,6 +117,23 @@ def append(stream: TextIO, record: Record) -> None:
     os.fsync(stream.fileno())
 
 
+def merged(files: Iterable[Iterable[Record]]) -> tuple[list[Record], list[tuple[Record, Record]]]:
+    """Every instance of several lists of records once, in order of first appearance, and pairs that contradict.
+
+    A verdict counts before none at all, and an earlier record before a later one.
+    """
+    found: dict[Key, Record] = {}
+    contradictions: list[tuple[Record, Record]] = []
+    for records in files:
+        for record in records:
+            known = found.setdefault(record.key, record)
+            if record.decided and not known.decided:
+                found[record.key] = record
+            elif record.decided and known.verdict != record.verdict:
+                contradictions.append((known, record))
+    return list(found.values()), contradictions
+
+
 def summarise(records: Iterable[Record], expected: Mapping[Key, str]) -> list[Summary]:
     """One summary per family, in order of first appearance; a contradiction is sat where unsat is known, or back."""
     families: dict[str, list[Record]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from curvverify.errors import ParseError
 from curvverify.report.batch import (
     Record,
     append,
+    merged,
     open_for_append,
     read_records,
     summarise,
@@ -36,8 +36,8 @@ def instance(timeout: float = 30.0) -> Instance:
 
 def run_code(monkeypatch: pytest.MonkeyPatch, code: str, timeout: float = 30.0, limits: Limits = LIMITS) -> Record:
     """The record of an instance whose process runs the given Python code."""
-    monkeypatch.setattr(child, "command_line", lambda instance, flags: [sys.executable, "-c", code])
-    record = run_instance(instance(timeout), [], limits, threading.Event())
+    monkeypatch.setattr(child, "request", lambda instance, flags: ("builtins:exec", [code]))
+    record = run_instance(instance(timeout), [], limits)
     assert record is not None
     return record
 
@@ -140,20 +140,18 @@ def test_shares_of_cores() -> None:
 
 def test_a_hung_process_is_killed_with_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import subprocess, sys, time; subprocess.Popen(['sleep', '61.25']); time.sleep(60)"
-    begun = time.monotonic()
     record = run_code(monkeypatch, code, timeout=0.5)
-    assert time.monotonic() - begun < 10.0
     assert record.verdict == "timed-out"
     assert "still running" in record.error
     assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "61.25"]]
 
 
 def test_too_much_memory_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import time; x = bytearray(400 * 2**20); time.sleep(60)"
-    record = run_code(monkeypatch, code, limits=Limits(1.0, 0.25))
+    code = "import time; x = bytearray(800 * 2**20); time.sleep(60)"
+    record = run_code(monkeypatch, code, limits=Limits(1.0, 0.5))
     assert record.verdict == "memory-out"
     assert "over the cap" in record.error
-    assert record.peak_gib > 0.25
+    assert record.peak_gib >= 0.5
     assert record.failed
 
 
@@ -191,11 +189,25 @@ def test_an_answer_after_the_limit_is_late(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_stop_ends_the_process_without_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        child, "command_line", lambda instance, flags: [sys.executable, "-c", "import time; time.sleep(60)"]
-    )
+    monkeypatch.setattr(child, "request", lambda instance, flags: ("time:sleep", [60]))
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
-    begun = time.monotonic()
     assert run_instance(instance(), [], LIMITS, stop) is None
-    assert time.monotonic() - begun < 5.0
+
+
+def test_results_merge_once_each_and_contradictions_are_told(tmp_path: Path, call) -> None:
+    open_, decided = replace(RECORD, vnnlib="q", verdict="unknown"), replace(RECORD, vnnlib="q", verdict="sat")
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    files[0].write_text(RECORD.to_line() + "\n" + open_.to_line() + "\n")
+    files[1].write_text(decided.to_line() + "\n" + RECORD.to_line() + "\n")
+    assert merged(map(read_records, files)) == ([RECORD, decided], [])
+    out = tmp_path / "c.jsonl"
+    assert call("batch", "--merge", *files, "--out", out).code == 0
+    assert read_records(out) == [RECORD, decided]
+    again = call("batch", "--merge", *files, "--out", out)
+    assert again.code == 2
+    assert "is there already" in again.err
+    files[0].write_text(replace(RECORD, vnnlib="q").to_line() + "\n")
+    ended = call("batch", "--merge", *files, "--out", tmp_path / "d.jsonl")
+    assert ended.code == 1
+    assert "CONTRADICTION: fam onnx/a.onnx q: unsat and sat" in ended.out

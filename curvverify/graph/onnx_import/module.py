@@ -91,14 +91,21 @@ class OnnxModule(nn.Module):
         self.parts = nn.ModuleList(step.module for step in steps).double().eval().requires_grad_(False)
         self.constants = {k: v.double() if v.is_floating_point() else v for k, v in constants.items()}
 
-    def values(self, *inputs: Tensor, observe: Callable[[Source], None] = lambda source: None) -> dict[str, Any]:
-        """Every value of the graph by name."""
+    def values(
+        self,
+        *inputs: Tensor,
+        observe: Callable[[Source], None] = lambda source: None,
+        found: Callable[[str, Any], None] = lambda name, value: None,
+    ) -> dict[str, Any]:
+        """Every value of the graph by name, told one by one as they are `found`."""
         known: dict[str, Any] = {**self.constants, **dict(zip(self.inputs, inputs, strict=True))}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for step in self.steps:
                 observe(step.source)
-                known.update(zip(step.outputs, step(known), strict=False))
+                for name, value in zip(step.outputs, step(known), strict=False):
+                    known[name] = value
+                    found(name, value)
         return known
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -111,8 +118,10 @@ class OnnxModule(nn.Module):
         def observe(source: Source) -> None:
             tracer.source = source
 
+        for name, value in zip(self.inputs, inputs, strict=True):
+            tracer.label(name, value)
         try:
-            known = self.values(*inputs, observe=observe)
+            known = self.values(*inputs, observe=observe, found=tracer.label)
         except NotImplementedError as reason:
             tracer.refuse(tracer.source.operator, None, str(reason))
             raise UnsupportedModelError(tracer.model, tracer.unsupported) from reason
