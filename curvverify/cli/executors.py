@@ -121,7 +121,7 @@ def _dask(address: str, settings: dict[str, int], jobs: int, threads: int) -> It
         if address == "local":
             count = settings.get("workers", jobs)
             cluster = stack.enter_context(
-                LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None, processes=True)
+                LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)  # type: ignore[arg-type]
             )
             client = stack.enter_context(Client(cluster))
         else:
