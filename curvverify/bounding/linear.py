@@ -209,16 +209,16 @@ def linear_bounds(
 
     Rows are computed only for entries on which some consumer is neither affine nor saturated.  Past the deadline the
     remaining nodes keep their interval bounds, which are sound.  `known` bounds are intersected; the boxes are cut by
-    the slabs of `part`, and searches start where it says.
+    the slabs and balls of `part`, and searches start where it says.
     """
     part = part or Part(known or {})
-    relaxation = Relaxation(graph, box, slabs=part.slabs, around=part.frames)
+    relaxation = Relaxation(graph, box, slabs=part.slabs, balls=part.balls, around=part.frames)
     wanted = set(graph.bounded)
     for position in range(len(graph)):
         relaxation.append(part.known.get(position))
         if position not in wanted or effort.deadline.passed:
             continue
-        if relaxation.slabs is None and interval_is_exact(graph, position):
+        if relaxation.slabs is None and relaxation.balls is None and interval_is_exact(graph, position):
             continue
         loose = loose_entries(relaxation, position)
         if bool(loose.any()):

@@ -16,6 +16,7 @@ from curvverify.ops.base import Elementwise, Envelope, Linear
 from curvverify.types import Interval
 
 if TYPE_CHECKING:
+    from curvverify.bounding.balls import Balls
     from curvverify.bounding.coupling.block import Block, Frame
     from curvverify.bounding.slabs import Slabs
 
@@ -34,6 +35,7 @@ class Part:
     """Frames of the coupled entries of boxes around the parts, by node."""
     states: Mapping[int, NodeState] = field(default_factory=dict)
     """Where the searches for a similar box stood, by node."""
+    balls: Balls | None = None
 
 
 @dataclass(eq=False)
@@ -54,6 +56,8 @@ class Relaxation:
     saturation: float = SATURATION
     slabs: Slabs | None = None
     """What cuts the boxes: all bounds are of the values inside of it."""
+    balls: Balls | None = None
+    """Likewise."""
     blocks: dict[tuple[int, ...], Block | None] = field(default_factory=dict)
     """Coupled entries by the nodes they belong to, see `coupling.build`."""
     around: Mapping[tuple[int, ...], Frame | None] = field(default_factory=dict)
@@ -126,6 +130,7 @@ class Relaxation:
             [m[boxes] for m in self.magnitudes],
             self.saturation,
             None if self.slabs is None else self.slabs[boxes],
+            None if self.balls is None else self.balls[boxes],
             around={i: None if f is None else f[boxes] for i, f in frames.items()},
             states={i: state.boxes(boxes) for i, state in states.items()},
         )

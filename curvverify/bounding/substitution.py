@@ -43,14 +43,18 @@ class Rows:
 class Trace:
     """What one backward pass leaves behind for the forward pass: the lines of every nonlinear node."""
 
+    form: Tensor
+    """(B, R, *S_in): the row's linear form at the input."""
     slope: Tensor
-    """(B, R, *S_in): the row's linear form at the input, less the multiples of slabs; its corner is the minimiser."""
+    """What is left of it less the multiples of slabs: its corner, or `multiplier` for a ball, is the minimiser."""
     constant: Tensor
     slack: Tensor
     """(B, R): what is added to it, and what both may be wrong by (0 where the pass was not rigorous)."""
     lower: Tensor
     """(B, R): the bound; rigorous where the pass was."""
     lines: dict[int, Lines | Planes]
+    multiplier: Tensor | None
+    """(B, R, 1), where the boxes are cut by balls."""
 
 
 class Coupled(Protocol):
@@ -213,8 +217,8 @@ class Substitution:
         slope = torch.zeros(shape, dtype=self.dtype) if slope is None else slope
         if self.rows.input is not None:
             slope = slope + self.rows.input
-        slope, lower = self._concretise(slope, constant, slack, rigorous)
-        return Trace(slope, constant, slack, lower, lines)
+        rest, multiplier, lower = self._concretise(slope, constant, slack, rigorous)
+        return Trace(slope, rest, constant, slack, lower, lines, multiplier)
 
     def _coupled_lines(
         self, block: Coupled, coefficients: Mapping[int, Tensor], smoothing: float, rigorous: bool
@@ -244,13 +248,16 @@ class Substitution:
             total = total + _weighted(a, self.relaxation.intervals[i].magnitude)
         return total.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
-    def _concretise(self, slope: Tensor, constant: Tensor, slack: Tensor, rigorous: bool) -> tuple[Tensor, Tensor]:
-        """min over the box, within its slabs, of slope.x + constant, less the slack; after what is left of the slope.
+    def _concretise(
+        self, slope: Tensor, constant: Tensor, slack: Tensor, rigorous: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """min over the box, within its slabs and ball, of slope.x + constant, less the slack; it comes last, after
+        what the slabs leave of the slope and the ball's multiplier.
 
-        Sound because: of weak duality, see `slabs`, whatever the multipliers; each of their products is rounded once,
-        and joins the sums that gamma_n counts.
+        Sound because: of weak duality, see `slabs` and `balls`, whatever the multipliers; each of their products is
+        rounded once, and joins the sums that gamma_n counts.
         """
-        box, slabs = self._interval(0), self.relaxation.slabs
+        box, slabs, balls = self._interval(0), self.relaxation.slabs, self.relaxation.balls
         absolute, terms = slope, constant.abs()
         if slabs is not None:
             first = self.multipliers is None
@@ -260,19 +267,24 @@ class Substitution:
             constant = constant + slabs.support(eta)
             if rigorous:
                 terms = terms + slabs.size(eta, self.relaxation.box.magnitude)
+        rest, multiplier = slope, None
+        if balls is not None:
+            multiplier = balls.multipliers(slope, box)
+            u = balls.share(slope, box, multiplier)
+            support, size = balls.support(u)
+            rest, constant = slope - u, constant + support
+            terms = terms + size + _weighted(u, box.magnitude)
         centre, radius = box.centre.unsqueeze(1), (0.5 * box.width).unsqueeze(1)
-        value = (slope * centre - slope.abs() * radius).flatten(2).sum(-1) + constant
+        value = (rest * centre - rest.abs() * radius).flatten(2).sum(-1) + constant
         if rigorous:
-            n = self.graph.nodes[0].size + 2 * len(self.order) + 16 + 4 * (0 if slabs is None else slabs.count)
+            n = self.graph.nodes[0].size + 2 * len(self.order) + 24 + 4 * (0 if slabs is None else slabs.count)
             slack = slack + gamma(n) * (_weighted(absolute, self.relaxation.box.magnitude) + terms)
             value = value - (1.01 * slack + TINY)
-        return slope, value.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        return slope, multiplier, value.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
     def forward(self, trace: Trace, step: float) -> None:
         """Move the points towards where the relaxed network takes its minimum over the box."""
-        box = self._interval(0)
-        lower, upper = box.lower.unsqueeze(1), box.upper.unsqueeze(1)
-        values: dict[int, Tensor] = {0: torch.where(trace.slope > 0, lower, upper)}
+        values: dict[int, Tensor] = {0: self._minimiser(trace)}
         for position in self.order[1:]:
             node = self.graph.nodes[position]
             if not all(i in values for i in node.inputs):
@@ -283,6 +295,13 @@ class Substitution:
                 values[position] = flat.reshape(*inputs[0].shape[:2], *flat.shape[1:])
             elif position in trace.lines:
                 values[position] = self._move(position, inputs, trace.lines[position], step)
+
+    def _minimiser(self, trace: Trace) -> Tensor:
+        """(B, R, *S_in): where the rows' linear forms are smallest, as far as the multipliers tell."""
+        box, balls = self._interval(0), self.relaxation.balls
+        if balls is not None and trace.multiplier is not None:
+            return balls.minimiser(trace.slope, box, trace.multiplier)
+        return torch.where(trace.slope > 0, box.lower.unsqueeze(1), box.upper.unsqueeze(1))
 
     def _move(self, position: int, inputs: list[Tensor], line: Lines | Planes, step: float) -> Tensor:
         node = self.graph.nodes[position]

@@ -181,7 +181,7 @@ def test_price_bounds_the_squares(ball: bool) -> None:
     zeros = torch.zeros(1, 6, dtype=torch.float64)
     x = Interval(zeros - 1.0, zeros + 1.0)
     site = _site_of(Power(2.0), x, zeros)
-    frame = make_frame({site.node: site.entries}, Generators(zeros, zeros, columns), ball=ball)
+    frame = make_frame({site.node: site.entries}, Generators(zeros, zeros, columns, columns.shape[2] if ball else 0))
     state = CoupledRows(make_block((site,), frame))
     xi = torch.randn(4000, 30, generator=generator, dtype=torch.float64)
     xi = xi / xi.norm(dim=1, keepdim=True) if ball else xi.sign()

@@ -55,7 +55,7 @@ class Frame:
     budget: Tensor
     """(G,)"""
     reach: Tensor
-    """(B, n): sum of |G_ki|."""
+    """(B, n): how far G xi gets in every entry."""
     terms: int
     """How many products one entry of all Gram matrices together is summed from."""
 
@@ -120,21 +120,25 @@ class Block:
         return self._converted[dtype]
 
 
-def make_frame(entries: dict[int, Tensor], generators: Generators, ball: bool = False) -> Frame:
-    """The frame of the nodes' entries in their order; `ball`: xi is in the unit l_2 ball instead of the box."""
+def make_frame(entries: dict[int, Tensor], generators: Generators) -> Frame:
+    """The frame of the nodes' entries in their order; generators that are together in a ball are a group."""
     found = generators.without_empty()
-    columns = found.columns
+    columns, ball = found.columns, found.round
     boxes, n, count = columns.shape
-    most = 1 if ball else max(1, min(GROUPS, GRAM_NUMBERS // max(1, n * n)))
-    labels = alike(columns.sum(0), most)
+    first = 1 if ball else 0
+    most = max(1, min(GROUPS, GRAM_NUMBERS // max(1, n * n)) - first)
+    labels = torch.zeros(count, dtype=torch.long)
+    labels[ball:] = first + alike(columns[:, :, ball:].sum(0), most)
     groups = int(labels.max()) + 1 if count else 1
     gram = torch.zeros(boxes, groups, n, n, dtype=torch.float64)
     order, sizes = labels.argsort(), torch.bincount(labels, minlength=groups)
     for g, members in enumerate(order.split(sizes.tolist())):
         part = columns[:, :, members]
         torch.bmm(part, part.mT, out=gram[:, g]) if boxes == 1 else gram[:, g].copy_(part @ part.mT)
-    budget = torch.ones(1, dtype=torch.float64) if ball else sizes.double()
-    return Frame(entries, found.centre, found.error, gram.flatten(2), budget, columns.abs().sum(2), count + groups)
+    budget = sizes.double()
+    budget[:first] = 1.0
+    reach = torch.linalg.vector_norm(columns[:, :, :ball], dim=2) + columns[:, :, ball:].abs().sum(2)
+    return Frame(entries, found.centre, found.error, gram.flatten(2), budget, reach, count + groups)
 
 
 def make_block(sites: tuple[Site, ...], frame: Frame, caution: float = 1.0) -> Block:

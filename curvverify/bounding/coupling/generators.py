@@ -27,7 +27,8 @@ CELLS = 16
 class Generators:
     """z_k = centre_k + sum_i columns_ki xi_i + eps_k with |eps_k| <= error_k, for n entries and each of B boxes.
 
-    xi is in the unit box; with several nodes' entries, they share it.
+    xi is in the unit box, and its first `round` entries are together in the unit l_2 ball; with several nodes'
+    entries, they share it.
     """
 
     centre: Tensor
@@ -35,10 +36,12 @@ class Generators:
     """(B, n)"""
     columns: Tensor
     """(B, n, N)"""
+    round: int = 0
 
     def without_empty(self) -> Generators:
         """Without the columns that are 0."""
-        return Generators(self.centre, self.error, self.columns[:, :, self.columns.any(1).any(0)])
+        used = self.columns.any(1).any(0)
+        return Generators(self.centre, self.error, self.columns[:, :, used], int(used[: self.round].sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,21 +119,25 @@ def node_generators(
     Sound because: the backward pass' slack covers what its linear form may be wrong by on the whole box, with the
     remainders as further terms; what is added covers the roundings of centre and columns.
     """
-    graph, box = relaxation.graph, relaxation.box
+    graph, box, balls = relaxation.graph, relaxation.box, relaxation.balls
     rows = torch.zeros(*entries.shape, graph.nodes[node].size, dtype=torch.float64)
     rows.scatter_(2, entries.unsqueeze(2), 1.0)
     substitution = _Strips(relaxation, node, Rows(rows.reshape(*entries.shape, *graph.nodes[node].shape)), strips)
     trace = substitution.backward(0.0, rigorous=True)
-    slope = trace.slope.flatten(2)
-    middle = box.centre.flatten(1).unsqueeze(1)
-    radius = radius_upper(box).flatten(1).unsqueeze(1)
+    slope = trace.form.flatten(2)
+    if balls is None:
+        middle = box.centre.flatten(1).unsqueeze(1)
+        radius = radius_upper(box).flatten(1).unsqueeze(1)
+    else:
+        middle, radius = balls.centre.unsqueeze(1), balls.radius.reshape(-1, 1, 1)
     columns = slope * radius
     remainders = {i: x.flatten(2) for i, x in substitution.remainders.items()}
-    size = (slope.abs() * box.magnitude.flatten(1).unsqueeze(1)).sum(2) + trace.constant.abs() + columns.abs().sum(2)
+    largest = torch.maximum(box.magnitude.flatten(1).unsqueeze(1), middle.abs())
+    size = (slope.abs() * largest).sum(2) + trace.constant.abs() + columns.abs().sum(2)
     size = size + sum((x.abs().sum(2) for x in remainders.values()), torch.zeros_like(size))
     error = 1.01 * (trace.slack + gamma(slope.shape[2] + 16) * size) + TINY
     centre = (slope * middle).sum(2) + trace.constant
-    return Generators(centre, error, columns), remainders
+    return Generators(centre, error, columns, 0 if balls is None else slope.shape[2]), remainders
 
 
 def row_remainders(relaxation: Relaxation, node: int, rows: Rows, strips: dict[int, Strip]) -> dict[int, Tensor]:
@@ -148,6 +155,5 @@ def stacked(parts: list[tuple[Generators, dict[int, Tensor]]]) -> Generators:
     for found, remainders in parts:
         zeros = {i: found.centre.new_zeros(*found.centre.shape, sizes[i]) for i in nodes if i not in remainders}
         columns.append(torch.cat([found.columns, *(remainders.get(i, zeros.get(i)) for i in nodes)], 2))  # type: ignore[arg-type]
-    return Generators(
-        torch.cat([g.centre for g, _ in parts], 1), torch.cat([g.error for g, _ in parts], 1), torch.cat(columns, 1)
-    )
+    centre, error = (torch.cat(x, 1) for x in ([g.centre for g, _ in parts], [g.error for g, _ in parts]))
+    return Generators(centre, error, torch.cat(columns, 1), parts[0][0].round)
