@@ -277,7 +277,8 @@ class Substitution:
         centre, radius = box.centre.unsqueeze(1), (0.5 * box.width).unsqueeze(1)
         value = (rest * centre - rest.abs() * radius).flatten(2).sum(-1) + constant
         if rigorous:
-            n = self.graph.nodes[0].size + 2 * len(self.order) + 24 + 4 * (0 if slabs is None else slabs.count)
+            n = self.graph.nodes[0].size + 2 * len(self.order) + 16 + 4 * (0 if slabs is None else slabs.count)
+            n = n if balls is None else n + 8
             slack = slack + gamma(n) * (_weighted(absolute, self.relaxation.box.magnitude) + terms)
             value = value - (1.01 * slack + TINY)
         return slope, multiplier, value.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
