@@ -172,19 +172,23 @@ class Ascent:
             moved.append(x + (rate * size) * step)
         return Phases(now.signs, moved[0].clamp(0.0, 1.0), moved[1].clamp(min=0.0) * now.signs.abs())
 
-    def gaps(self, phases: Phases, found: Pass, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Two scores (B, U) of cutting a hinge: how far its line is from it at the minimiser, and the intercept.
+    def gaps(self, phases: Phases, found: Pass, z: Tensor) -> Tensor:
+        """A score (B, U) of cutting a hinge, -1 where the phase is fixed.
 
-        Both are weighted with the row's coefficient, and -1 where the phase is fixed.
+        It is how far the row's line is from the hinge at the minimiser, and the line's intercept, each weighted with
+        the row's coefficient and relative to the largest one.
         """
         h = self.network.hinges
         low, high, intercept = found.lines
         a = found.coefficients
         line = torch.where(a > 0, low * z, high * z + intercept)
-        truth = torch.where(z > 0, h.right, h.left) * z
+        scores = a * (torch.where(z > 0, h.right, h.left) * z - line), -a.clamp(max=0.0) * intercept
         fixed = phases.signs != 0
-        gap, cost = a * (truth - line), -a.clamp(max=0.0) * intercept
-        return gap.masked_fill(fixed, -1.0), cost.masked_fill(fixed, -1.0)
+        total = torch.zeros_like(z)
+        for score in scores:
+            score = score.masked_fill(fixed, 0.0)
+            total = total + score / score.amax(1, keepdim=True).clamp(min=1e-30)
+        return total.masked_fill(fixed, -1.0)
 
 
 def decided_lower(relaxation: Relaxation, node: int, rows: Rows, hinges: Hinges, phases: Phases) -> Tensor:

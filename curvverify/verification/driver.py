@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from curvverify.bounding.coupling.build import covered
 from curvverify.bounding.linear import Effort
+from curvverify.bounding.reduced import reducible
 from curvverify.bounding.relaxation import Part
 from curvverify.errors import UnreadableError
 from curvverify.graph import LoadedModel, load
@@ -48,6 +50,9 @@ COUPLED_BOX = 0.1
 
 COUPLED_SHARE, DEARER = 0.4, 3.0
 """Coupling more levels may take this share of the time left; it is expected to take so many times the last step's."""
+
+COVERED = 0.9
+"""Kinks are cut at once, without coupling, where a block would hold less than this share of the first level's gaps."""
 
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
@@ -197,7 +202,7 @@ class _Run:
         roots: list[Checked] = []
         for name, iterations, levels in self._efforts(_free(problems.box)):
             rows = max(2 * iterations, options.property_iterations)
-            if not index.numel() or self.deadline.passed:
+            if not index.numel() or self.deadline.passed or (levels and self._cut_instead(roots)):
                 break
             begun, before = time.monotonic(), int(problems.open.sum())
             self._report(name, problems)
@@ -244,6 +249,14 @@ class _Run:
         while levels <= depth:
             yield f"coupled {levels}", options.coupling_iterations + levels - 1, levels
             levels = max(levels + 1, min(2 * levels, depth))
+
+    def _cut_instead(self, roots: list[Checked]) -> bool:
+        """Whether the kinks are going to be cut, and there are more of them than coupling could hold together."""
+        output = self.loaded.graph.output
+        free = max((_free(root.problems.box) for root in roots), default=0)
+        if not self.options.branch or free <= self.options.branch_inputs:
+            return False
+        return all(reducible(r.relaxation, output) and covered(r.relaxation, output) < COVERED for r in roots)
 
     def _kinked(self) -> bool:
         """Whether some function of the network has no second derivative at 0."""

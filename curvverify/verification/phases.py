@@ -22,16 +22,16 @@ from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.result import Witness
 
-FIRST, ITERATIONS = 40, 7
+FIRST, ITERATIONS = 40, 5
 """Steps of ascent for a whole box, and for its parts."""
 
-CANDIDATES = 3
-"""Hinges by each of two scores whose halves are tried before one is chosen."""
+CANDIDATES = 4
+"""Hinges whose halves are tried before one is chosen."""
 
 BETWEEN = 1.0
 """Seconds between attacks."""
 
-SECONDS = (0.15, 0.6)
+SECONDS = (0.4, 2.0)
 """A batch that took less is doubled, one that took more is halved."""
 
 ENOUGH = 1e-5
@@ -80,7 +80,7 @@ class PhaseSearch:
     _stuck: list[_Part] = field(default_factory=list)
     """Parts whose phases are all fixed, and that a long ascent has not proved."""
     _count: itertools.count[int] = field(default_factory=itertools.count)
-    _size: int = 4
+    _size: int = 8
 
     def __post_init__(self) -> None:
         self.graph, self.problems = self.checker.graph, self.root.problems
@@ -175,8 +175,7 @@ class PhaseSearch:
         margins = torch.tensor([p.margin for p in parts])
         found = self.ascent.backward(targets, phases)
         z = self.ascent.forward(found)
-        most = min(CANDIDATES, z.shape[1])
-        choices = torch.cat([s.topk(most, 1).indices for s in self.ascent.gaps(phases, found, z)], 1)
+        choices = self.ascent.gaps(phases, found, z).topk(min(CANDIDATES, z.shape[1]), 1).indices
         chosen = choices.gather(1, self._promising(targets, phases, choices, margins).unsqueeze(1)).squeeze(1)
         free = phases.signs.gather(1, chosen.unsqueeze(1)).squeeze(1) == 0
         halves = phases[free].halves(chosen[free])

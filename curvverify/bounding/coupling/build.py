@@ -41,6 +41,21 @@ def coupled_blocks(relaxation: Relaxation, node: int, levels: int) -> list[Block
     return found
 
 
+def covered(relaxation: Relaxation, node: int) -> float:
+    """How much of the gaps between functions and chords on the first level one block holds: the least over the boxes.
+
+    Where it is little, as for convolutions with thousands of unstable entries, coupling gains next to nothing.
+    """
+    graph = relaxation.graph
+    sites = [i for i in graph.ancestors[node] if graph.levels[i] == 0 and isinstance(graph.nodes[i].op, Elementwise)]
+    scores = [gaps(relaxation, i) for i in sites]
+    if not scores:
+        return 0.0
+    every = torch.cat(scores, 1)
+    held = every.topk(min(MOST, every.shape[1]), 1).values.sum(1)
+    return float((held / every.sum(1).clamp(min=1e-30)).min())
+
+
 def _build(relaxation: Relaxation, nodes: tuple[int, ...], caution: float) -> Block | None:
     """The block of the most influential entries of the nodes; None where none has anything to gain."""
     if nodes in relaxation.around:
