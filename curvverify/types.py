@@ -33,6 +33,11 @@ class Interval:
         return 0.5 * (self.lower + self.upper)
 
     @property
+    def both(self) -> tuple[Tensor, Tensor]:
+        """(lower, upper)."""
+        return self.lower, self.upper
+
+    @property
     def width(self) -> Tensor:
         return self.upper - self.lower
 

@@ -11,7 +11,7 @@ import typer
 
 from curvverify.cli.inputs import existing, parse_shapes
 from curvverify.cli.options import resolve, with_options
-from curvverify.cli.output import setup_logging, stdout_console
+from curvverify.cli.output import setup_logging, stdout_console, write_file
 
 if TYPE_CHECKING:
     from curvverify.graph import LoadedModel
@@ -30,6 +30,14 @@ def bounds(
     method: Annotated[Literal["interval", "linear"], typer.Option(help="How the bounds are found.")] = "linear",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every entry's bounds.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Picture of the output bounds against samples.")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write them by ONNX value name: .json, .npz, or .vnnlib as hidden nodes."),
+    ] = None,
+    single: Annotated[bool, typer.Option("--float32", help="Exported numbers are rounded outward to float32.")] = False,
+    given_bounds: Annotated[
+        Path | None, typer.Option("--bounds", metavar="FILE", help="Given bounds, .json or .npz, to be tightened.")
+    ] = None,
     shape: Annotated[list[str] | None, typer.Option(metavar="X=1,3,32,32", help="Shape of a dynamic input.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with options.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log the stages on stderr.")] = False,
@@ -45,7 +53,15 @@ def bounds(
 
     query = load_query(box)
     loaded = load(model, shapes=shapes) if shapes else load(model)
-    report = node_bounds(loaded, query, options, method=method)
+    given = None
+    if given_bounds is not None:
+        from curvverify.plugins.exchange import given_file
+
+        given = given_file(given_bounds, loaded, query)
+        typer.echo(given.note, err=True)
+    report = node_bounds(loaded, query, options, method=method, given=given)
+    if export is not None:
+        _export(report, loaded, query, export, single)
     if as_json:
         from curvverify.report.serialise import to_json
 
@@ -57,6 +73,24 @@ def bounds(
         stdout_console().print(bounds_table(report))
     if plot is not None:
         _picture(report, loaded, query, options.seed, plot)
+
+
+def _export(report: BoundsReport, loaded: LoadedModel, query: Query, path: Path, single: bool) -> None:
+    """The bounds as a file for other tools, and on stderr which values have none."""
+    from curvverify.plugins.exchange import exported, write_bounds
+    from curvverify.plugins.hidden import hidden_query
+
+    file = exported(report, loaded, single)
+    if path.suffix == ".vnnlib":
+        write_file(path, hidden_query(query, file, loaded))
+    else:
+        write_bounds(path, file)
+    typer.echo(f"{path}: bounds on {len(file.values)} values", err=True)
+    if file.nameless:
+        names = ", ".join(file.nameless[:5]) + (", ..." if len(file.nameless) > 5 else "")
+        typer.echo(
+            f"without bounds, as constants or folded into others: {len(file.nameless)} values ({names})", err=True
+        )
 
 
 def _picture(report: BoundsReport, loaded: LoadedModel, query: Query, seed: int, path: Path) -> None:

@@ -42,6 +42,7 @@ class Job:
     started: float
     """When the time limit began to run, on the monotonic clock."""
     real_semantics: bool
+    bounds: Path | None = None
 
 
 @with_options()
@@ -69,6 +70,9 @@ def verify(
         ),
     ] = False,
     shape: Annotated[list[str] | None, typer.Option(metavar="X=1,3,32,32", help="Shape of a dynamic input.")] = None,
+    bounds: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Bounds on values, .json or .npz, that a proof may rest on.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Options, by name; flags win.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all options as TOML and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log the stages on stderr.")] = False,
@@ -85,7 +89,9 @@ def verify(
     setup_logging(verbose)
 
     def work() -> tuple[Query, Result]:
-        job = Job(query, parse_networks(network or ()), parse_shapes(shape or ()), options, started, real_semantics)
+        job = Job(
+            query, parse_networks(network or ()), parse_shapes(shape or ()), options, started, real_semantics, bounds
+        )
         return decide(job)
 
     parsed, result = _reported(work, result_file)
@@ -108,7 +114,13 @@ def decide(job: Job) -> tuple[Query, Result]:
 
     loaded = load(path, shapes=job.shapes or None)
     check_element_types(query, loaded)
-    return query, run(loaded, query, job.options, deadline=Deadline.after(SAFETY * job.options.timeout, job.started))
+    given = None
+    if job.bounds is not None:
+        from curvverify.plugins.exchange import given_file
+
+        given = given_file(job.bounds, loaded, query)
+    deadline = Deadline.after(SAFETY * job.options.timeout, job.started)
+    return query, run(loaded, query, job.options, deadline=deadline, given=given)
 
 
 def answer(query: Query, result: Result, assignments: bool) -> str:
@@ -155,4 +167,6 @@ def _deliver(
         from curvverify.report.assignments import write_assignments
 
         write_assignments(query, result.witness, assignments)
+    if result.provenance.given and result.verdict == "unsat":
+        typer.echo(f"verified, given bounds from {result.provenance.given}", err=True)
     typer.echo(text)

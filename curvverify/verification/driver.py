@@ -26,6 +26,7 @@ from curvverify.types import Deadline, Interval, Verdict
 from curvverify.verification.branch import Branching, attack_minima
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
+from curvverify.verification.given import Given
 from curvverify.verification.methods import Method
 from curvverify.verification.options import Options
 from curvverify.verification.phases import PhaseSearch
@@ -69,6 +70,7 @@ def verify(
     shapes: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
     deadline: Deadline | None = None,
     progress: Callable[[Progress], None] | None = None,
+    given: Given | None = None,
 ) -> Result:
     """Decide whether some input of the query's boxes has its output in an unsafe set.
 
@@ -79,6 +81,8 @@ def verify(
     `deadline.cancel()`, from the callback or another thread, ends the run soon with the verdict unknown
     and the best bounds so far.  Returns verified only on rigorous bounds over every box, falsified only with a witness
     that ONNX Runtime has confirmed, and otherwise unknown (timed-out at the deadline) with the best bounds so far.
+
+    `given` bounds tighten ours; a verdict of verified then rests on them, and the result's provenance says so.
 
     Raises UnreadableError for malformed input, UnsupportedError for what this version cannot handle.
     """
@@ -92,7 +96,7 @@ def verify(
         shapes = (1, parsed.inputs)
     loaded = model if isinstance(model, LoadedModel) else load(model, shapes=shapes)
     _check_sizes(loaded, parsed)
-    run = _Run(loaded, parsed, options, deadline, Reporter(started, deadline, progress), started)
+    run = _Run(loaded, parsed, options, deadline, Reporter(started, deadline, progress), started, given)
     return run.decide()
 
 
@@ -127,6 +131,7 @@ class _Run:
     deadline: Deadline
     reporter: Reporter
     started: float
+    given: Given | None = None
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     settled_by: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -139,6 +144,8 @@ class _Run:
     def decide(self) -> Result:
         """Run the stages in order until nothing is open, a witness is found or time is up."""
         self.notes += [*self.loaded.notes, *self.query.notes]
+        if self.given is not None:
+            self.notes.append(self.given.note)
         self.property = compile_query(self.query)
         disjuncts = int(self.property.present.sum())
         self._stage("read", time.monotonic() - self.started, disjuncts, disjuncts)
@@ -212,7 +219,8 @@ class _Run:
                 roots = [self._again(part, effort, rows) for part in parts]
             else:
                 pieces = [index[piece] for piece in self._pieces(len(index), 16.0)]
-                roots = [self.checker.linear(problems[piece], effort, rows) for piece in pieces]
+                part = None if self.given is None else Part(self.given.known)
+                roots = [self.checker.linear(problems[piece], effort, rows, part) for piece in pieces]
             found = concatenate([root.problems for root in roots])
             last, problems = problems, self._account(name, begun, before, problems.replaced(index, found))
             together = len(roots) == 1  # more would be too much to remember
@@ -394,7 +402,9 @@ class _Run:
             witness=witness,
             stages=tuple(self.stages),
             seconds=time.monotonic() - self.started,
-            provenance=provenance(self.loaded, self.query, self.options),
+            provenance=provenance(
+                self.loaded, self.query, self.options, "" if self.given is None else self.given.source
+            ),
             subproblems=self.bounded,
             notes=tuple(self.notes),
             trace=tuple(self.reporter.trace),

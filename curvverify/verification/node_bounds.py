@@ -21,6 +21,7 @@ from curvverify.ops.base import Elementwise
 from curvverify.ops.product import Product
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval
+from curvverify.verification.given import Given
 from curvverify.verification.options import Options
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class NodeBounds:
     nonlinear: bool
     loose: int
     """Entries at which a nonlinear node is neither affine nor saturated on its input's bounds; 0 for linear nodes."""
+    values: tuple[str, ...] = ()
+    """Names of the ONNX values that the node is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,8 @@ class BoundsReport:
     method: str
     nodes: tuple[NodeBounds, ...]
     seconds: float
+    given: str = ""
+    """Where given bounds came from that these rest on."""
 
     def __getitem__(self, name: str) -> NodeBounds:
         """The bounds of the node of that name."""
@@ -70,18 +75,22 @@ def bounds(
     *,
     method: str = "linear",
     shapes: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
+    given: Given | None = None,
 ) -> BoundsReport:
     """Lower and upper bounds on every node's value over the region.
 
     `region` is a VNN-LIB path or Query (the smallest box around its input boxes) or a pair (lower, upper) of tensors
     of the input's size.  `shapes` as for `verify`.  `method` is "interval" or "linear" (intersected with interval
-    bounds).  Sound over the real numbers, rounding included.
+    bounds).  Sound over the real numbers, rounding included.  `given` bounds are intersected, and the
+    report rests on them.
 
     Raises UsageError for an unknown method or an empty or mis-shaped region.
     """
     options = options or Options()
     if method not in METHODS:
         raise UsageError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    if given is not None and method == "interval":
+        raise UsageError("given bounds tighten linear bounds: choose the method linear")
     started = time.monotonic()
     deadline = Deadline.after(options.timeout)
     if isinstance(model, torch.nn.Module) and shapes is None:
@@ -95,7 +104,7 @@ def bounds(
             intervals = interval_bounds(graph, box)
         else:
             effort = Effort(options.refine_iterations, options.memory, deadline)
-            relaxation = linear_bounds(graph, box, effort)
+            relaxation = linear_bounds(graph, box, effort, None if given is None else given.known)
             every = torch.ones_like(relaxation.intervals[-1].lower, dtype=torch.bool)
             relaxation.tighten(graph.output, entry_bounds(relaxation, graph.output, every, effort))
             intervals = relaxation.intervals
@@ -109,10 +118,12 @@ def bounds(
             upper=intervals[i].upper[0],
             nonlinear=node.nonlinear,
             loose=_loose(node, intervals),
+            values=node.values,
         )
         for i, node in enumerate(graph.nodes)
     )
-    return BoundsReport(loaded.name, method, nodes, time.monotonic() - started)
+    source = "" if given is None else given.source
+    return BoundsReport(loaded.name, method, nodes, time.monotonic() - started, source)
 
 
 def _loose(node: Node, intervals: list[Interval]) -> int:

@@ -19,8 +19,8 @@ NUMERICS = (
 )
 
 
-def provenance(loaded: LoadedModel, query: Query, options: Options) -> Provenance:
-    """The record of one run."""
+def provenance(loaded: LoadedModel, query: Query, options: Options, given: str = "") -> Provenance:
+    """The record of one run, with the source of bounds that were given to it."""
     return Provenance(
         version=_version("curvverify"),
         model=loaded.name,
@@ -30,6 +30,7 @@ def provenance(loaded: LoadedModel, query: Query, options: Options) -> Provenanc
         numerics=NUMERICS,
         packages={name: _version(name) for name in ("torch", "numpy", "onnx", "onnxruntime", "onnx2torch")},
         options=asdict(options),
+        given=given,
     )
 
 

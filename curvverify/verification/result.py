@@ -116,6 +116,8 @@ class Provenance:
     numerics: str
     packages: dict[str, str]
     options: dict[str, object]
+    given: str = ""
+    """Where bounds came from that were taken at their word: with its hash, a file's name.  A proof rests on them."""
 
 
 @dataclass(frozen=True)
