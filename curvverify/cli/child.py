@@ -75,9 +75,9 @@ def run_instance(
     threads = flags[flags.index("--threads") + 1] if "--threads" in flags else None
     with tempfile.TemporaryDirectory(prefix="curvverify-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        begun = time.monotonic()
         environment = {"OMP_NUM_THREADS": threads} if threads else {}
         child = TEMPLATE.start(*request(instance, flags), out, err, environment)
+        begun = time.monotonic()
         ended = watch(child, begun, instance.timeout, limits, stop)
         return None if ended is None else _record(instance, ended, _text(out), _text(err))
 

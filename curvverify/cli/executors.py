@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from curvverify.cli.child import run_instance
+from curvverify.cli.warm import TEMPLATE
 from curvverify.errors import UnsupportedError, UsageError
 from curvverify.report.batch import Record
 
@@ -79,7 +80,11 @@ def opened(where: str, jobs: int, threads: int) -> Iterator[tuple[Executor, bool
     place = urlsplit(where)
     if where == "local":
         with ThreadPoolExecutor(jobs) as pool:
-            yield pool, True
+            try:
+                yield pool, True
+            except BaseException:
+                TEMPLATE.close()  # whatever still runs ends at once, and with it the pool's threads
+                raise
     elif place.scheme == "dask" and place.netloc:
         with _dask(place.netloc, _settings(where, place.query, ("workers",)), jobs, threads) as executor:
             yield executor, False

@@ -133,9 +133,8 @@ class Portfolio:
         from curvverify.cli.warm import TEMPLATE
 
         out, err = Path(folder) / "out", Path(folder) / "err"
-        begun = time.monotonic()
         child = TEMPLATE.start(call, arguments, out, err, {})
-        ended = watch(child, begun, limit, Limits(GRACE, self.memory_gib), None)
+        ended = watch(child, time.monotonic(), limit, Limits(GRACE, self.memory_gib), None)
         assert ended is not None
         lines = err.read_text(errors="replace").strip().splitlines() if err.exists() else []
         return ended, "".join(lines[-1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -18,6 +19,9 @@ from pathlib import Path
 
 START = 120.0
 """Seconds within which a template must have its imports done."""
+
+END = 3.0
+"""Seconds within which a template ends once told."""
 
 
 class Template:
@@ -56,7 +60,14 @@ class Template:
         with self._lock:
             if self._process is not None and self._process.stdin is not None:
                 self._process.stdin.close()
-                self._process.wait()
+                try:
+                    self._process.wait(END)
+                except subprocess.TimeoutExpired:  # it is still importing, and has no children yet
+                    self._process.kill()
+                    self._process.wait()
+                with contextlib.suppress(OSError):
+                    os.unlink(self._socket)
+                    os.rmdir(os.path.dirname(self._socket))
             self._process = None
 
     def _launch(self, environment: Mapping[str, str]) -> None:

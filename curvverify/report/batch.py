@@ -35,7 +35,7 @@ class Record:
     timeout: float
     verdict: str
     seconds: float
-    """Wall-clock time of the whole process, start-up included."""
+    """Wall-clock time of the instance's process; the imports, done before for all of them, are not in it."""
     peak_gib: float
     """Largest resident memory of the process tree."""
     margin_lower: float | None = None
