@@ -98,7 +98,7 @@ class PhaseSearch:
             x = relaxation.intervals[i]
             count += int(((x.lower < 0) & (x.upper > 0)).sum())
         free = self.graph.nodes[0].size
-        return count > 0 and 4.0 * count * (free + count) < 0.25 * self.memory * 2**30
+        return count > 0 and 4.0 * count * (free + count) < 0.0625 * self.memory * 2**30
 
     def run(self, deadline: Deadline) -> None:
         """Cut until nothing is open, a witness is found or time or memory is up."""
@@ -106,14 +106,14 @@ class PhaseSearch:
         attacked = time.monotonic()
         while self._queue and not deadline.passed and self.witness is None and not self._full:
             begun = time.monotonic()
-            parts = [heapq.heappop(self._queue) for _ in range(min(self._size, len(self._queue)))]
+            parts = [self._pop() for _ in range(min(self._size, len(self._queue)))]
             corners = self._cut(parts)
             now = time.monotonic()
             if now - begun < SECONDS[0]:
                 self._size = min(2 * self._size, self.batch)
             elif now - begun > SECONDS[1]:
                 self._size = max(1, self._size // 2)
-            if now - attacked > BETWEEN or self.bounded < 16:
+            if now - attacked > BETWEEN:
                 self._attack(parts, corners, deadline)
                 attacked = time.monotonic()
             self.progress(self)
@@ -126,22 +126,36 @@ class PhaseSearch:
     @property
     def margin_lower(self) -> float:
         """The smallest margin proved so far of a disjunct that is open on some part, inf where there is none."""
-        margins, still = self.outcome()
-        return float(margins[still].min()) if bool(still.any()) else torch.inf
+        return min(
+            (t.margin for t, share in zip(self.targets, self._shares, strict=True) if share > 0.0), default=torch.inf
+        )
 
     @property
     def share(self) -> float:
         """Mean over the disjuncts of the shares of the box that are open: 1 / 2 to the number of cuts each."""
-        return sum(part.share for part in (*self._queue, *self._stuck)) / len(self.targets)
+        return sum(self._shares) / len(self._shares)
 
     def outcome(self) -> tuple[Tensor, Tensor]:
         """(D,) each: the smallest proved margins over all parts, and the disjuncts that are open on some part."""
         margins, still = self._settled.clone(), torch.zeros_like(self.problems.open[0])
-        for part in (*self._queue, *self._stuck):
-            target = self.targets[part.target]
-            margins[target.disjunct] = min(float(margins[target.disjunct]), target.margin)
-            still[target.disjunct] = True
+        for target in {part.target for part in (*self._queue, *self._stuck)}:
+            disjunct = self.targets[target].disjunct
+            margins[disjunct] = min(float(margins[disjunct]), self.targets[target].margin)
+            still[disjunct] = True
         return margins, still
+
+    def _pop(self) -> _Part:
+        """The most open part."""
+        part = heapq.heappop(self._queue)
+        self._shares[part.target] = max(0.0, self._shares[part.target] - part.share)
+        return part
+
+    def _add(self, part: _Part, stuck: bool) -> None:
+        self._shares[part.target] += part.share
+        if stuck:
+            self._stuck.append(part)
+        else:
+            heapq.heappush(self._queue, part)
 
     @property
     def _full(self) -> bool:
@@ -158,6 +172,7 @@ class PhaseSearch:
             slack = float(prop.coefficient_slack(row, output, box)[0, 0])
             least = float(prop.thresholds[problems.group[0], d, k]) + 1.0000001 * slack
             self.targets.append(_Target(d, int(row[0]), least, float(margins[d, k])))
+        self._shares = [0.0] * len(self.targets)
         index = torch.tensor([t.row for t in self.targets])
         self.rows = prop.select_rows(index, self.graph.output_shape, self.graph.input_shape)
         shift = None if self.rows.input is None else self.rows.input[0]
@@ -215,10 +230,7 @@ class PhaseSearch:
                 continue
             part = phases[torch.tensor([b])]
             entry = _Part(max(min(margin, 0.0), float(parents[b])), next(self._count), target, part, shares[b])
-            if iterations < FIRST or bool((part.signs == 0).any()):
-                heapq.heappush(self._queue, entry)
-            else:
-                self._stuck.append(entry)
+            self._add(entry, iterations == FIRST and not bool((part.signs == 0).any()))
 
     def _attack(self, parts: list[_Part], corners: Tensor, deadline: Deadline) -> None:
         """Descend from the corners at which the relaxed rows of some parts take their minima."""

@@ -165,7 +165,7 @@ def test_only_hinges_are_reduced() -> None:
     assert reducible(relaxation, b.graph().output)
 
 
-OPTIONS = Options(timeout=5.0, attack_rounds=1, threads=1, branch_inputs=0, coupling=False, refine_iterations=1)
+OPTIONS = Options(timeout=60.0, attack_rounds=1, threads=1, branch_inputs=0, coupling=False, refine_iterations=1)
 
 
 @pytest.mark.parametrize("seed", [0, 5, 6, 11, 17, 29])
