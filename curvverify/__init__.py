@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from curvverify.graph import load
     from curvverify.spec import load_query
     from curvverify.types import Ball, Deadline, Interval, Verdict
+    from curvverify.verification.bound_methods import BoundMethod, RowProblem
+    from curvverify.verification.compare import compare
     from curvverify.verification.driver import verify
     from curvverify.verification.node_bounds import BoundsReport, NodeBounds, bounds
     from curvverify.verification.options import Options
@@ -33,6 +35,9 @@ _HOMES = {
     "RadiusReport": "curvverify.certificates.record",
     "SampleRadius": "curvverify.certificates.record",
     "verify": "curvverify.verification.driver",
+    "compare": "curvverify.verification.compare",
+    "BoundMethod": "curvverify.verification.bound_methods",
+    "RowProblem": "curvverify.verification.bound_methods",
     "bounds": "curvverify.verification.node_bounds",
     "BoundsReport": "curvverify.verification.node_bounds",
     "NodeBounds": "curvverify.verification.node_bounds",
@@ -54,6 +59,7 @@ _HOMES = {
 
 __all__ = [
     "Ball",
+    "BoundMethod",
     "BoundsReport",
     "CurvatureReport",
     "Deadline",
@@ -66,11 +72,13 @@ __all__ = [
     "RadiusOptions",
     "RadiusReport",
     "Result",
+    "RowProblem",
     "SampleRadius",
     "Verdict",
     "Witness",
     "bounds",
     "certified_radius",
+    "compare",
     "curvature",
     "load",
     "load_query",

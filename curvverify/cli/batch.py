@@ -6,8 +6,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from curvverify.cli.output import stderr_console, stdout_console, write_file
 from curvverify.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
-    from curvverify.cli.child import Instance
+    from curvverify.cli.child import Instance, Limits
     from curvverify.report.batch import Key, Record
 
 GRACE = 5.0
@@ -60,26 +60,49 @@ def batch(
     jobs, threads = share_cores(jobs, threads)
     flags = [*as_flags(options, without=("timeout", "threads")), "--threads", str(threads), "--real-semantics"]
     from curvverify.cli.child import Limits
+
+    where = Where(executor, jobs, threads)
+    records = run_resumably(chosen, flags, Limits(GRACE, memory_cap), where, out, resume)
+    known = known_verdicts(expected or [path.with_name("expected.csv") for path in instances], bool(expected))
+    _report(out.stem, records, known, csv, plot)
+
+
+@dataclass(frozen=True)
+class Where:
+    """The executor by name, processes at once, and threads each."""
+
+    executor: str
+    jobs: int
+    threads: int
+
+
+def run_resumably(
+    instances: list[Instance], flags: list[str], limits: Limits, where: Where, out: Path, resume: bool
+) -> list[Record]:
+    """Run the instances that `out` holds no record of, append theirs, and return the records of all of them.
+
+    UsageError where `out` holds records and nobody asked to `resume`; an interrupt ends the program.
+    """
     from curvverify.cli.executors import opened, run_all
-    from curvverify.report.batch import append, open_for_append
+    from curvverify.report.batch import append, open_for_append, read_records
 
     if out.exists() and out.stat().st_size and not resume:
         raise UsageError(f"{out} holds results already: add --resume to go on, or name another file")
     done, stream = open_for_append(out)
-    finished = {record.key for record in done}
-    left = [instance for instance in chosen if instance.key not in finished]
+    finished = {record.run_key for record in done}
+    left = [instance for instance in instances if instance.run_key not in finished]
     with stream, terminate_as_interrupt():
         try:
-            with opened(executor, jobs, threads) as (pool, here):
-                running = run_all(left, flags, Limits(GRACE, memory_cap), pool, here)
+            with opened(where.executor, where.jobs, where.threads) as (pool, here):
+                running = run_all(left, flags, limits, pool, here)
                 with contextlib.closing(running):
-                    for record in shown(running, len(chosen) - len(left), len(chosen)):
+                    for record in shown(running, len(instances) - len(left), len(instances)):
                         append(stream, record)
         except KeyboardInterrupt:
             stderr_console().print(f"interrupted: {out} is complete so far; the same command with --resume goes on")
             raise typer.Exit(INTERRUPTED) from None
-    known = known_verdicts(expected or [path.with_name("expected.csv") for path in instances], bool(expected))
-    _report(out, {i.key for i in chosen}, known, csv, plot)
+    wanted = {instance.run_key for instance in instances}
+    return [record for record in read_records(out) if record.run_key in wanted]
 
 
 def _merge(files: list[Path], out: Path) -> None:
@@ -166,7 +189,8 @@ def shown(records: Iterator[Record], done: int, total: int) -> Iterator[Record]:
         task = progress.add_task("", total=total, completed=done)
         for record in records:
             done += 1
-            line = f"{record.verdict:<10} {record.seconds:7.1f} s  {record.family}  {record.onnx}  {record.vnnlib}"
+            names = (record.method, *record.key) if record.method else record.key
+            line = f"{record.verdict:<10} {record.seconds:7.1f} s  " + "  ".join(names)
             if console.is_terminal:
                 progress.update(task, advance=1, description=line)
             else:
@@ -191,12 +215,11 @@ def terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(out: Path, chosen: set[Key], known: dict[Key, str], csv: Path | None, plot: Path | None) -> None:
+def _report(name: str, records: list[Record], known: dict[Key, str], csv: Path | None, plot: Path | None) -> None:
     """The summary of the chosen instances on stdout, the further files, and exit code 1 on a contradiction."""
-    from curvverify.report.batch import read_records, summarise, to_competition_csv
+    from curvverify.report.batch import summarise, to_competition_csv
     from curvverify.report.tables import summary_table
 
-    records = [record for record in read_records(out) if record.key in chosen]
     summaries = summarise(records, known)
     console = stdout_console()
     console.print(summary_table(summaries))
@@ -205,10 +228,15 @@ def _report(out: Path, chosen: set[Key], known: dict[Key, str], csv: Path | None
     if plot is not None:
         from curvverify.plots.cactus import cactus
 
-        cactus({out.stem: records}, plot)
-    wrong = [record for summary in summaries for record in summary.contradictions]
+        cactus({name: records}, plot)
+    end_with_contradictions([record for summary in summaries for record in summary.contradictions], known)
+
+
+def end_with_contradictions(wrong: list[Record], known: Mapping[Key, str]) -> None:
+    """Name the records that contradict known verdicts, and end with the exit code 1 where there are any."""
     for record in wrong:
-        text = f"CONTRADICTION: {' '.join(record.key)}: {record.verdict}, known to be {known[record.key]}"
-        console.print(text, style="bold red", markup=False, soft_wrap=True)
+        names = " ".join(filter(None, (record.method, *record.key)))
+        text = f"CONTRADICTION: {names}: {record.verdict}, known to be {known[record.key]}"
+        stdout_console().print(text, style="bold red", markup=False, soft_wrap=True)
     if wrong:
         raise typer.Exit(1)

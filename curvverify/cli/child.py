@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from curvverify.cli.warm import TEMPLATE, Child
-from curvverify.report.batch import Key, Record
+from curvverify.report.batch import Key, Record, RunKey
 
 POLL = 0.1
 """Seconds between looks at a running process; its end is noticed at once."""
@@ -35,10 +35,16 @@ class Instance:
     vnnlib: str
     timeout: float
     folder: Path
+    method: str = ""
+    """What `--method` gets; nothing where empty."""
 
     @property
     def key(self) -> Key:
         return self.family, self.onnx, self.vnnlib
+
+    @property
+    def run_key(self) -> RunKey:
+        return (*self.key, self.method)
 
     @property
     def network(self) -> str:
@@ -86,6 +92,7 @@ def request(instance: Instance, flags: list[str]) -> tuple[str, list[str]]:
     """What the process calls: `curvverify verify` on the instance."""
     arguments = ["verify", str(instance.folder / instance.vnnlib), "--network", instance.network]
     arguments += ["--timeout", str(instance.timeout), "--json", "-", "-v", *flags]
+    arguments += ["--method", instance.method] if instance.method else []
     return "curvverify.cli.template:command", arguments
 
 
@@ -132,7 +139,7 @@ def tree_memory(pid: int) -> float:
 def _record(instance: Instance, ended: Ended, out: str, err: str) -> Record:
     """What the process's end, stdout and stderr add up to."""
     seconds, peak = round(ended.seconds, 3), round(ended.peak_gib, 3)
-    record = Record(*instance.key, instance.timeout, "error", seconds, peak)
+    record = Record(*instance.key, instance.timeout, "error", seconds, peak, method=instance.method)
     if ended.killed:
         verdict = "memory-out" if ended.killed.startswith("memory") else "timed-out"
         return replace(record, verdict=verdict, error=ended.killed)

@@ -22,7 +22,7 @@ from curvverify.report.batch import Record
 
 if TYPE_CHECKING:
     from curvverify.cli.child import Instance, Limits
-    from curvverify.report.batch import Key
+    from curvverify.report.batch import RunKey
 
 JOBS_POLL = 0.2
 """Seconds between looks at the jobs of a cluster."""
@@ -43,7 +43,7 @@ def run_all(
     """
     stop = threading.Event() if here else None
     pending: dict[Future[Record | None], Instance] = {}
-    recorded: set[Key] = set()
+    recorded: set[RunKey] = set()
     try:
         for instance in instances:
             arguments = (instance, flags, limits, *([stop] if stop is not None else []))
@@ -51,8 +51,8 @@ def run_all(
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 record = _outcome(pending.pop(future), future)
-                if record is not None and record.key not in recorded:
-                    recorded.add(record.key)
+                if record is not None and record.run_key not in recorded:
+                    recorded.add(record.run_key)
                     yield record
     finally:
         if stop is not None:
@@ -68,7 +68,7 @@ def _outcome(instance: Instance, future: Future[Record | None]) -> Record | None
         return None
     except Exception as error:  # noqa: BLE001 - whatever an executor raises says that there is no verdict
         text = f"the executor gave no result: {type(error).__name__}: {error}"
-        return Record(*instance.key, instance.timeout, "error", 0.0, 0.0, error=text)
+        return Record(*instance.key, instance.timeout, "error", 0.0, 0.0, error=text, method=instance.method)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from curvverify.cli.batch import batch
 from curvverify.cli.bounds import bounds
+from curvverify.cli.compare import compare
 from curvverify.cli.curvature import curvature
 from curvverify.cli.demo import demo
 from curvverify.cli.portfolio import portfolio
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (verify, batch, portfolio, bounds, curvature, radius, demo, supports):
+for command in (verify, batch, compare, portfolio, bounds, curvature, radius, demo, supports):
     app.command()(command)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from curvverify.cli.inputs import (
     parse_networks,
     parse_shapes,
 )
+from curvverify.cli.live import interrupt_cancels, progress_line
 from curvverify.cli.options import resolve, to_toml, with_options
 from curvverify.cli.output import setup_logging, write_file
 from curvverify.errors import CurvverifyError, UsageError
@@ -43,6 +46,7 @@ class Job:
     """When the time limit began to run, on the monotonic clock."""
     real_semantics: bool
     bounds: Path | None = None
+    method: str | None = None
 
 
 @with_options()
@@ -73,9 +77,14 @@ def verify(
     bounds: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Bounds on values, .json or .npz, that a proof may rest on.")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|MODULE:NAME", help="Bounds by one method alone; the names are those of `compare`."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Options, by name; flags win.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all options as TOML and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log the stages on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress line on a terminal.")] = False,
     **overrides: Any,
 ) -> None:
     """Decide whether some input of the query's box has an unsafe output: sat, unsat, unknown or timed-out."""
@@ -89,18 +98,22 @@ def verify(
     setup_logging(verbose)
 
     def work() -> tuple[Query, Result]:
-        job = Job(
-            query, parse_networks(network or ()), parse_shapes(shape or ()), options, started, real_semantics, bounds
-        )
-        return decide(job)
+        networks, shapes = parse_networks(network or ()), parse_shapes(shape or ())
+        job = Job(query, networks, shapes, options, started, real_semantics, bounds, method)
+        return decide(job, live=not (quiet or verbose))
 
     parsed, result = _reported(work, result_file)
     _deliver(parsed, result, result_file, json_file, serialise_assignments)
 
 
-def decide(job: Job) -> tuple[Query, Result]:
-    """Read the files and run the verifier until the deadline, which counts from `job.started`."""
+def decide(job: Job, live: bool = False) -> tuple[Query, Result]:
+    """Read the files and run the verifier until the deadline, which counts from `job.started`.
+
+    `live`: with a progress line where stderr is a terminal.
+    """
     model = one_network(job.networks)
+    if job.method is not None and ":" in job.method:
+        sys.path.insert(0, os.getcwd())
     from curvverify.spec import load_query
 
     query = load_query(job.query)
@@ -120,7 +133,8 @@ def decide(job: Job) -> tuple[Query, Result]:
 
         given = given_file(job.bounds, loaded, query)
     deadline = Deadline.after(SAFETY * job.options.timeout, job.started)
-    return query, run(loaded, query, job.options, deadline=deadline, given=given)
+    with interrupt_cancels(deadline), progress_line(deadline, live) as line:
+        return query, run(loaded, query, job.options, deadline=deadline, progress=line, given=given, method=job.method)
 
 
 def answer(query: Query, result: Result, assignments: bool) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from curvverify.plots.style import BLUE, GREEN, ORANGE, RED, new_figure, save
+from curvverify.plots.style import COLOURS, new_figure, save
 from curvverify.report.batch import Record
 
-COLOURS = (BLUE, ORANGE, GREEN, RED)
+DASHES = ("-", "--", ":")
+"""Where there are more curves than colours."""
 
 
 def cactus(runs: Mapping[str, Iterable[Record]], path: Path) -> None:
@@ -20,10 +21,12 @@ def cactus(runs: Mapping[str, Iterable[Record]], path: Path) -> None:
         everything = list(records)
         seconds = np.sort([record.seconds for record in everything if record.decided])
         label = f"{name}: {len(seconds)} of {len(everything)} decided"
-        axis.step(np.arange(1, len(seconds) + 1), seconds, where="post", color=COLOURS[i % 4], label=label)
+        colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+        count = np.arange(1, len(seconds) + 1)
+        axis.plot(count, seconds, ".", linestyle=dashes, color=colour, markersize=4, label=label)
     axis.set_yscale("log")
     axis.set_xlabel("instances decided")
     axis.set_ylabel("seconds per instance, whole process")
     axis.grid(True, axis="y", alpha=0.3)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, fontsize="small")
     save(figure, path)

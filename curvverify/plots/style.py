@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8c8c8c"
 """Colours that stay apart for colour-blind readers (Okabe and Ito)."""
 
+SKY, PINK, BLACK, YELLOW = "#56b4e9", "#cc79a7", "#000000", "#f0e442"
+COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, PINK, BLACK, YELLOW)
+"""For many curves in one picture, in turn."""
+
 
 def new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with axes side by side, without a window; UnsupportedError where matplotlib is missing."""

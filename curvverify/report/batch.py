@@ -21,6 +21,9 @@ COMPETITION = {"sat": "sat", "unsat": "unsat", "unknown": "unknown", "timed-out"
 Key = tuple[str, str, str]
 """What makes an instance one: family, network, property."""
 
+RunKey = tuple[str, str, str, str]
+"""What makes a run one: the instance, and the method (empty for the verifier as it is)."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -42,10 +45,16 @@ class Record:
     stages: tuple[Mapping[str, Any], ...] = ()
     error: str = ""
     notes: tuple[str, ...] = ()
+    method: str = ""
+    """What the instance was run with, where several methods are compared."""
 
     @property
     def key(self) -> Key:
         return self.family, self.onnx, self.vnnlib
+
+    @property
+    def run_key(self) -> RunKey:
+        return (*self.key, self.method)
 
     @property
     def decided(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,10 +11,12 @@ from torch import Tensor
 from curvverify.bounding.interval import interval_bounds
 from curvverify.bounding.linear import Effort, RowBounds, linear_bounds, optimised_row_bounds
 from curvverify.bounding.relaxation import Part, Relaxation
+from curvverify.errors import UsageError
 from curvverify.graph.layers import Graph
 from curvverify.numerics.rounding import round_down
 from curvverify.ops.linear import Dense
-from curvverify.types import Interval
+from curvverify.types import Deadline, Interval
+from curvverify.verification.bound_methods import BoundMethod, RowProblem
 from curvverify.verification.property import Property
 from curvverify.verification.state import Subproblems
 
@@ -85,18 +87,32 @@ class Checker:
             self.graph.output,
             wanted,
             row_effort,
-            self._enough(problems, rows, relaxation),
+            partial(self._settles, problems, rows, relaxation.intervals[-1]),
             None if start is None else start.of(numbers),
         )
         relaxation.keep(PROPERTY, len(self.property.output), [(numbers, bounds.state)])
         settled = self._settle(problems, rows, bounds.lower, relaxation.intervals[-1])
         return Checked(settled, rows, bounds, relaxation)
 
-    def _enough(self, problems: Subproblems, rows: Tensor, relaxation: Relaxation) -> Callable[[Tensor], bool]:
-        def enough(lower: Tensor) -> bool:
-            return not bool(self._settle(problems, rows, lower, relaxation.intervals[-1]).open.any())
+    def by_method(self, problems: Subproblems, method: BoundMethod, memory: float, deadline: Deadline) -> Subproblems:
+        """Refute disjuncts by the method's bounds alone, as far as they are finite; UsageError for a wrong shape."""
+        box, rows = self._box(problems), self.property.wanted(problems.group, problems.open)
+        y = interval_bounds(self.graph, box)[-1]
+        shift = None if self.property.input is None else self.property.input[rows]
+        enough = partial(self._settles, problems, rows, y)
+        problem = RowProblem(self.graph, box, self.property.output[rows], shift, deadline, memory, enough)
+        lower = method.lower(problem)
+        wanted = (len(problems), len(rows))
+        if not isinstance(lower, Tensor) or lower.shape != wanted or lower.dtype != torch.float64:
+            got = f"{lower.dtype} {tuple(lower.shape)}" if isinstance(lower, Tensor) else type(lower).__name__
+            raise UsageError(
+                f"bound method {method.name!r} returned {got}: a float64 tensor {wanted} is wanted, (B, R)"
+            )
+        return self._settle(problems, rows, torch.where(lower.isfinite(), lower, -torch.inf), y)
 
-        return enough
+    def _settles(self, problems: Subproblems, rows: Tensor, y: Interval, lower: Tensor) -> bool:
+        """Whether the bounds refute everything, the output's range being y."""
+        return not bool(self._settle(problems, rows, lower, y).open.any())
 
     def _settle(self, problems: Subproblems, rows: Tensor, lower: Tensor, output: Interval) -> Subproblems:
         slack = self.property.coefficient_slack(rows, output.magnitude.flatten(1), problems.box.magnitude)

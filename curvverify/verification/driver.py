@@ -16,13 +16,14 @@ from curvverify.bounding.coupling.build import covered
 from curvverify.bounding.linear import Effort
 from curvverify.bounding.reduced import reducible
 from curvverify.bounding.relaxation import Part
-from curvverify.errors import UnreadableError
+from curvverify.errors import UnreadableError, UsageError
 from curvverify.graph import LoadedModel, load
 from curvverify.graph.replay import Replayer
 from curvverify.ops.base import Elementwise
 from curvverify.spec import load_query
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval, Verdict
+from curvverify.verification.bound_methods import STAGED, BoundMethod, method_of
 from curvverify.verification.branch import Branching, attack_minima
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
@@ -71,6 +72,7 @@ def verify(
     deadline: Deadline | None = None,
     progress: Callable[[Progress], None] | None = None,
     given: Given | None = None,
+    method: str | BoundMethod | None = None,
 ) -> Result:
     """Decide whether some input of the query's boxes has its output in an unsafe set.
 
@@ -83,10 +85,18 @@ def verify(
     that ONNX Runtime has confirmed, and otherwise unknown (timed-out at the deadline) with the best bounds so far.
 
     `given` bounds tighten ours; a verdict of verified then rests on them, and the result's provenance says so.
+    `method` is what decides beside attacks: the verifier's own stages (None), a bound alone by its name (see
+    `bound_methods.METHODS`), or a BoundMethod of your own, whose bounds are then taken for sound.
 
-    Raises UnreadableError for malformed input, UnsupportedError for what this version cannot handle.
+    Raises UnreadableError for malformed input, UnsupportedError for what this version cannot handle, UsageError for
+    given bounds with a bound alone: only the verifier's own stages start from them.
     """
-    options = options or Options()
+    bound, options = method_of(method, options or Options())
+    if bound is not None and given is not None:
+        raise UsageError(
+            f"method {bound.name!r} makes its own bounds and does not start from those of {given.source}: "
+            f"leave one of the two out, or take a method that does ({', '.join(STAGED)})"
+        )
     started = time.monotonic()
     deadline = deadline or Deadline.after(SAFETY * options.timeout)
     if options.threads > 0:
@@ -96,7 +106,7 @@ def verify(
         shapes = (1, parsed.inputs)
     loaded = model if isinstance(model, LoadedModel) else load(model, shapes=shapes)
     _check_sizes(loaded, parsed)
-    run = _Run(loaded, parsed, options, deadline, Reporter(started, deadline, progress), started, given)
+    run = _Run(loaded, parsed, options, deadline, Reporter(started, deadline, progress), started, given, bound)
     return run.decide()
 
 
@@ -132,6 +142,8 @@ class _Run:
     reporter: Reporter
     started: float
     given: Given | None = None
+    method: BoundMethod | None = None
+    """Bounds alone by this."""
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     settled_by: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -168,13 +180,16 @@ class _Run:
         witness = self._burst(problems, "falsify", rounds=1)
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
-        problems = self._interval(problems)
-        roots, problems, witness = self._linear(problems)
+        roots: list[Checked] = []
+        if self.method is None:
+            roots, problems, witness = self._linear(self._interval(problems))
+        else:
+            problems = self._by_method(problems, self.method)
         if witness is None and problems.open.any() and not self.deadline.passed:
             witness = self._burst(problems, "falsify again", self.options.attack_rounds)
-        if witness is None and problems.open.any() and self.options.branch and not self.deadline.passed:
+        if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
             roots, problems, witness = self._phases(problems, roots)
-        if witness is None and problems.open.any() and self.options.branch and not self.deadline.passed:
+        if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
             problems, witness = self._branch(problems, roots)
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
@@ -198,6 +213,20 @@ class _Run:
         begun, before = time.monotonic(), int(problems.open.sum())
         parts = [self.checker.interval(problems[piece]) for piece in self._pieces(len(problems), 1.0)]
         return self._account("interval", begun, before, concatenate(parts))
+
+    def _by_method(self, problems: Subproblems, method: BoundMethod) -> Subproblems:
+        """Bounds by one method, which the result names."""
+        kind = type(method)
+        self.notes.append(f"bounded by {method.name} alone ({kind.__module__}.{kind.__qualname__})")
+        begun, before, memory = time.monotonic(), int(problems.open.sum()), self.options.memory
+        self._report(method.name, problems)
+        pieces = [problems[piece] for piece in self._pieces(len(problems), 16.0)]
+        found = concatenate([self.checker.by_method(piece, method, memory, self.deadline) for piece in pieces])
+        return self._account(method.name, begun, before, found)
+
+    @property
+    def _branches(self) -> bool:
+        return self.options.branch and self.method is None
 
     def _linear(self, problems: Subproblems) -> tuple[list[Checked], Subproblems, Witness | None]:
         """Plain linear bounds on everything open, then optimised and coupled ones on what they leave open.

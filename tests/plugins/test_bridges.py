@@ -163,6 +163,10 @@ def test_our_own_bounds_come_back_and_mark_the_verdict(
     assert any("rests on given bounds" in note for note in result.notes)
     assert from_json(json.loads(json.dumps(to_json(result)))).provenance.given == taken.source
     assert curvverify.verify(loaded, query).provenance.given == ""
+    staged = curvverify.verify(loaded, query, given=taken, method="coupled")
+    assert staged.provenance.given == taken.source
+    with pytest.raises(UsageError, match="method 'taylor' makes its own bounds and does not start from those of"):
+        curvverify.verify(loaded, query, given=taken, method="taylor")
     again = curvverify.bounds(loaded, query, QUICK, given=taken)
     for old, new in zip(report.nodes, again.nodes, strict=True):
         assert (new.lower >= old.lower).all()

@@ -1,0 +1,40 @@
+"""Proved margins of several methods over the same instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from curvverify.plots.style import COLOURS, GREY, new_figure, save
+from curvverify.report.batch import Key, Record
+
+
+def margins_figure(runs: Mapping[str, Sequence[Record]], path: Path) -> None:
+    """One row of dots per method's margin, instances from the hardest to the easiest; above 0 they are verified.
+
+    Instances with a counterexample are left out, and so are methods that report no margins.
+    """
+    best: dict[Key, float] = {}
+    shown: dict[str, dict[Key, float]] = {}
+    refuted = {record.key for records in runs.values() for record in records if record.verdict == "sat"}
+    for name, records in runs.items():
+        for record in records:
+            margin = record.margin_lower
+            if margin is not None and np.isfinite(margin) and record.key not in refuted:
+                shown.setdefault(name, {})[record.key] = margin
+                best[record.key] = max(best.get(record.key, -np.inf), margin)
+    place = {key: i for i, key in enumerate(sorted(best, key=lambda key: best[key]), 1)}
+    figure, (axis,) = new_figure(1, 7.0, 4.0)
+    for i, (name, margins) in enumerate(shown.items()):
+        x = [place[key] for key in margins]
+        axis.plot(x, list(margins.values()), "o", markersize=4, color=COLOURS[i % len(COLOURS)], label=name)
+    axis.axhline(0.0, color=GREY, linewidth=1.0)
+    axis.set_yscale("symlog", linthresh=1.0)
+    axis.set_xlabel("instance, hardest first")
+    axis.set_ylabel("proved margin")
+    axis.grid(True, axis="y", alpha=0.3)
+    if shown:
+        axis.legend(frameon=False, fontsize="small")
+    save(figure, path)
