@@ -21,10 +21,14 @@ from curvverify.certificates.nearest import nearest
 from curvverify.certificates.pairs import PairTable
 from curvverify.certificates.quadratic import TwoLayers
 from curvverify.certificates.record import RadiusOptions, SampleRadius, is_exact
+from curvverify.certificates.region_bounds import Bracket, RegionBounds
 from curvverify.certificates.witness import Confirmer, descended
 
 FAR = 1e6
 """Radii are looked for up to this distance where nothing else limits them."""
+
+FURTHER = 10.0
+"""Bounds over the ball are tried up to this many times margin / slope where no counterexample is known."""
 
 TRUST = 1.0 - 1e-9
 
@@ -85,6 +89,7 @@ class L2Certifier:
     options: RadiusOptions
     local: LocalAnalyser | None
     two_layers: TwoLayers | None = None
+    bounds: RegionBounds | None = None
     _quadratic: set[int] = field(default_factory=set)
     """Samples of the decision at work in which an anchored quadratic was needed."""
 
@@ -148,12 +153,13 @@ class L2Certifier:
 
     def _search(self, state: State, right: Tensor, pairs: Pairs) -> None:
         if self.options.eps:
-            if self.local is not None or not bool(pairs.problem.bend.isfinite().all()):
+            if self.bounds is not None:
                 self._nearest(state, right, pairs)  # its steps do not depend on useful constants
             for eps in sorted(self.options.eps, reverse=True):
                 self._decide(state, right, pairs, eps)
         else:
             self._nearest(state, right, pairs)
+            self._bounds(state, right, pairs)
             self._local(state, right, pairs)
             self._close_gaps(state, right, pairs)
 
@@ -166,6 +172,7 @@ class L2Certifier:
         if not bool(open_.any()):
             return
         proved = ~open_[problem.sample] | (pairs.closed >= eps)
+        self._bounded(state, right, pairs, eps, proved, open_)
         places = self._dual(state, right, problem, eps, proved, open_)
         self._deep(state, right, pairs, eps, proved, open_, places)
         complete = torch.ones(len(right), dtype=torch.bool)
@@ -176,6 +183,20 @@ class L2Certifier:
         if self.local is not None:
             for k in (~complete & open_).nonzero().squeeze(1).tolist():
                 self._local_one(state, right, pairs, k, eps)
+
+    def _bounded(self, state: State, right: Tensor, pairs: Pairs, eps: float, proved: Tensor, open_: Tensor) -> None:
+        """Linear and coupled bounds over the ball; samples that they settle are no longer open."""
+        left = open_.nonzero().squeeze(1)
+        if self.bounds is None or not len(left):
+            return
+        rows, settled = (
+            t.reshape(len(right), self.evaluator.classes - 1, -1)[left] for t in (pairs.problem.rows, proved)
+        )
+        found = self.bounds.decided(state.x[right[left]], rows, eps, settled.squeeze(2), self.options.effort)
+        for k, method in zip(left.tolist(), found, strict=True):
+            if method is not None:
+                state.raise_to(int(right[k]), eps, method)
+                open_[k], proved[pairs.problem.sample == k] = False, True
 
     def _dual(
         self, state: State, right: Tensor, problem: Problem, eps: float, proved: Tensor, open_: Tensor
@@ -272,6 +293,23 @@ class L2Certifier:
         best = _least(radius, len(right))
         for k, b in enumerate(right.tolist()):
             state.raise_to(b, float(best[k]), "dual")
+
+    def _bounds(self, state: State, right: Tensor, pairs: Pairs) -> None:
+        """The largest radii by linear bounds over the ball, and by coupled ones where much effort is asked for."""
+        if self.bounds is None:
+            return
+        each = len(right), self.evaluator.classes - 1
+        margin = pairs.at.lower.reshape(each)
+        limit = (FURTHER * margin / pairs.at.slope_upper.reshape(each).clamp(min=1e-12)).amin(1)
+        known, attacked = state.certified[right], state.attacked[right]
+        limit = torch.where(attacked.isfinite(), attacked, torch.maximum(limit, known))
+        bracket = Bracket.of(margin.amin(1), known, limit)
+        rows = pairs.problem.rows.reshape(*each, -1)
+
+        def note(k: int, radius: float, method: str) -> None:
+            state.raise_to(int(right[k]), radius, method)
+
+        self.bounds.largest(state.x[right], rows, bracket, self.options.effort, note)
 
     def _local(self, state: State, right: Tensor, pairs: Pairs) -> None:
         for k in range(len(right)):

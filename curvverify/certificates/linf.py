@@ -1,7 +1,7 @@
-"""Certified l_inf radii of a batch: Taylor with box curvature, then linear bounds on the box itself, by bisection.
+"""Certified l_inf radii of a batch: Taylor with box curvature, then linear and coupled bounds on the box itself.
 
 Over the cube of half-width r, h >= h(x0) - r ||grad h(x0)||_1 - r^2 / 2 sup |d^T Hessian d|, ||d||_inf <= 1.  Linear
-bounds are proved on the cube intersected with the domain, for all samples of a batch and all their margins at once.
+and coupled bounds hold on the cube intersected with the domain.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.constants.rows import difference_rows
-from curvverify.bounding.linear import Effort, linear_bounds, row_bounds
-from curvverify.bounding.substitution import Rows
 from curvverify.certificates.closed_form import attack_radius, lipschitz_radius, taylor_radius
 from curvverify.certificates.evaluate import ROUND, Enclosed, Evaluator
 from curvverify.certificates.pairs import PairTable
 from curvverify.certificates.record import RadiusOptions, SampleRadius, is_exact
+from curvverify.certificates.region_bounds import Bracket, RegionBounds
 from curvverify.certificates.witness import Confirmer, descended
-from curvverify.numerics.rounding import gamma, round_down, round_up
-from curvverify.types import Interval
+from curvverify.numerics.rounding import gamma
 
 STEPS = {"fast": 0, "normal": 9, "high": 14}
 """Bisection steps, for radii and for attacks."""
 
 GROWTH = 4.0
+
+FURTHER = 10.0
+"""Bounds are tried up to this many times margin / slope where no counterexample is known."""
 
 
 @dataclass(eq=False)
@@ -38,6 +39,7 @@ class LinfCertifier:
     table: PairTable
     confirmer: Confirmer
     options: RadiusOptions
+    bounds: RegionBounds | None
 
     @torch.no_grad()
     def batch(self, x: Tensor, y: Tensor) -> list[SampleRadius]:
@@ -65,7 +67,13 @@ class LinfCertifier:
             for b in right.tolist():
                 method[b] = "none" if not certified[b] > 0 else "taylor" if second[b] >= first[b] else "lipschitz"
             self._attack(x, y, right, certified, attacked)
-            self._linear(x, y, right, rows.reshape(len(right), K - 1, K), certified, attacked, method)
+            margin, reach = (
+                at.lower.reshape(len(right), -1),
+                (at.lower / upper.clamp(min=1e-12)).reshape(len(right), -1),
+            )
+            self._bounded(
+                x[right], right, rows.reshape(len(right), K - 1, K), margin, reach, certified, attacked, method
+            )
         seconds = (time.perf_counter() - started) / B
         columns = (y, predicted, certified, attacked, first, second, certain)
         found = []
@@ -91,48 +99,42 @@ class LinfCertifier:
                 else:
                     low[k] = max(float(low[k]), float(r[k]))
 
-    def _linear(
+    def _bounded(
         self,
         x: Tensor,
-        y: Tensor,
         right: Tensor,
         rows: Tensor,
+        margin: Tensor,
+        reach: Tensor,
         certified: Tensor,
         attacked: Tensor,
         method: list[str],
     ) -> None:
-        """Linear bounds on cubes: at the radii asked for, or by bisection between what is proved and attacked."""
-        low, high = certified[right].clone(), attacked[right].clone()
-        radii = sorted(self.options.eps, reverse=True)
-        for step in range(len(radii) or STEPS[self.options.effort]):
-            if radii:
-                r = torch.full_like(low, radii[step])
-            else:
-                start = torch.where(high.isfinite(), (low.clamp(min=1e-6) * high).sqrt(), GROWTH * low.clamp(min=1e-6))
-                r = torch.where(low > 0, start, torch.minimum(start, 0.5 * high))
-            todo = ((r > low) & (r < high) & (high > low * (1 + 1e-3))).nonzero().squeeze(1)
-            if not len(todo):
-                continue
-            holds = self._holds(x[right[todo]], rows[todo], r[todo])
-            for k, ok in zip(todo.tolist(), holds.tolist(), strict=True):
-                b = int(right[k])
-                if ok:
-                    low[k] = certified[b] = float(r[k])
-                    method[b] = "linear"
-                elif not radii:
-                    high[k] = min(float(high[k]), float(r[k]))
+        """Linear and coupled bounds on cubes: at the radii asked for, or in search of the largest.
 
-    def _holds(self, x: Tensor, rows: Tensor, r: Tensor) -> Tensor:
-        """Whether all margins (B, K - 1, K) are proved positive on the cubes of half-width r (B) around x (B, n)."""
-        wide = r.unsqueeze(1)
-        graph = self.evaluator.graph
-        shape = (len(x), *graph.input_shape)
-        lower = torch.maximum(round_down(x - wide), self.confirmer.low).reshape(shape)
-        upper = torch.minimum(round_up(x + wide), self.confirmer.high).reshape(shape)
-        relaxation = linear_bounds(graph, Interval(lower, upper), Effort())
-        wanted = Rows(rows.reshape(len(x), -1, *graph.output_shape))
-        bounds = row_bounds(relaxation, graph.output, wanted, Effort())
-        return (bounds.lower > 0.0).all(1)
+        margin (b, K - 1) are the margins at the samples, reach what they are over their gradients' l_1 norms.
+        """
+        if self.bounds is None:
+            return
+
+        def note(k: int, radius: float, name: str) -> None:
+            b = int(right[k])
+            if radius > float(certified[b]):
+                certified[b], method[b] = radius, name
+
+        for eps in sorted(self.options.eps, reverse=True):
+            left = ((certified[right] < eps) & (attacked[right] > eps)).nonzero().squeeze(1)
+            nothing = torch.zeros(len(left), rows.shape[1], dtype=torch.bool)
+            names = self.bounds.decided(x[left], rows[left], eps, nothing, self.options.effort) if len(left) else []
+            for k, name in zip(left.tolist(), names, strict=True):
+                if name is not None:
+                    note(k, eps, name)
+        if not self.options.eps:
+            known = certified[right]
+            limit = torch.where(
+                attacked[right].isfinite(), attacked[right], torch.maximum(FURTHER * reach.amin(1), known)
+            )
+            self.bounds.largest(x, rows, Bracket.of(margin.amin(1), known, limit), self.options.effort, note)
 
 
 def _one_norms(at: Enclosed) -> tuple[Tensor, Tensor]:

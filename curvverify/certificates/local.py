@@ -27,6 +27,9 @@ METHODS = ("anchored", "local lipschitz", "cubic")
 HERE = 1e-6
 """The Hessian at the sample itself is bounded over a ball so much smaller."""
 
+BEYOND = 1.1
+"""The first ball relative to the known radius."""
+
 MET = 1.02
 """The fixed point is met when f(R) is within this factor of R."""
 
@@ -114,11 +117,13 @@ class LocalAnalyser:
     ) -> LocalRadius:
         """The largest radius of the fixed point found in so many balls, between the known one and the limit.
 
+        The first ball is little larger than the known one: constants that prove less there prove no more further out.
+
         margin and slope (K - 1) as in `closed_form`.  To `decide`, the ball of the limit itself comes first.
         """
         best = LocalRadius(known, "")
         low, high = known, limit
-        R = min(4.0 * known, limit) if known > 0.0 else min(limit, 1e-3)
+        R = min(BEYOND * known, limit) if known > 0.0 else min(limit, 1e-3)
         here, _ = _forms(self.region(x, y, HERE * R)[0])
         R = limit if decide else R
         for _ in range(tries):
@@ -141,6 +146,8 @@ class LocalAnalyser:
                     break
                 high = min(high, found)
             else:
+                if found <= known:
+                    break
                 low = max(low, found)
                 high = min(high, R)
             if not high > MET * low:

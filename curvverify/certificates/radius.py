@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +17,13 @@ from curvverify.certificates.local import LocalAnalyser
 from curvverify.certificates.pairs import global_pairs
 from curvverify.certificates.quadratic import TwoLayers
 from curvverify.certificates.record import Domain, Effort, RadiusOptions, RadiusReport, SampleRadius
+from curvverify.certificates.region_bounds import RegionBounds
 from curvverify.certificates.witness import Confirmer
 from curvverify.errors import UnsupportedError, UsageError
 from curvverify.graph import LoadedModel, load
 from curvverify.graph.layers import Graph
 from curvverify.graph.replay import Replayer
+from curvverify.spec.dataset import as_array, checked_samples
 
 if TYPE_CHECKING:
     import os
@@ -31,59 +31,6 @@ if TYPE_CHECKING:
     import onnx
 
 MOST_CLASSES = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Inputs x (N, n) in float64 and their labels y (N), checked; and the domain that comes with them."""
-
-    x: Tensor
-    y: Tensor
-    scaled: bool
-    """Whether they were bytes, divided by 255."""
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-
-def checked_samples(x: Any, y: Any, size: int, classes: int, domain: Domain | None, what: str = "") -> Samples:
-    """The samples as tensors; UsageError where they make no sense for a network of that size.
-
-    x: (N, ...) with `size` entries each (a single sample may come without N), bytes or floating point; y: N integers.
-    """
-    xs, ys = _array(x), np.atleast_1d(_array(y))
-    where = f"{what}: " if what else ""
-    if xs.dtype == object or xs.dtype.kind not in "fiub":
-        raise UsageError(f"{where}inputs of type {xs.dtype}: give bytes or floating-point numbers")
-    if xs.size == size and len(ys) == 1:
-        xs = xs.reshape(1, -1)
-    if xs.ndim < 2 or xs[0].size != size:
-        raise UsageError(f"{where}inputs of shape {xs.shape}: the network takes {size} numbers per sample")
-    if ys.ndim != 1 or len(ys) != len(xs):
-        raise UsageError(f"{where}{len(xs)} inputs, but labels of shape {ys.shape}")
-    if ys.dtype.kind not in "iu" and not (ys.dtype.kind == "f" and bool(np.all(ys == np.floor(ys)))):
-        raise UsageError(f"{where}labels must be integers, not {ys.dtype}")
-    bad = (ys < 0) | (ys >= classes)
-    if bool(bad.any()):
-        first = int(bad.argmax())
-        raise UsageError(f"{where}label {ys[first]} of sample {first}: the network has the classes 0 to {classes - 1}")
-    scaled = xs.dtype == np.uint8
-    flat = torch.from_numpy(np.ascontiguousarray(xs.reshape(len(xs), -1)).astype(np.float64))
-    if scaled:
-        flat = flat / 255.0
-    broken = ~flat.isfinite().all(1)
-    if bool(broken.any()):
-        raise UsageError(f"{where}sample {int(broken.double().argmax())} has entries that are NaN or infinite")
-    if domain is not None:
-        outside = ((flat < domain[0]) | (flat > domain[1])).any(1)
-        if bool(outside.any()):
-            first = int(outside.double().argmax())
-            raise UsageError(f"{where}sample {first} leaves the domain [{domain[0]:g}, {domain[1]:g}]")
-    return Samples(flat, torch.from_numpy(ys.astype(np.int64)), scaled)
-
-
-def _array(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def network_size(loaded: LoadedModel | Graph) -> tuple[int, int]:
@@ -111,14 +58,17 @@ class Certifier:
         confirmer = Confirmer(Replayer(loaded).run, self.evaluator, lower, upper, options.norm)
         table = global_pairs(structure, sorted(set(labels)), options.norm)
         deep = graph.levels[graph.output] > 1  # with two layers the global constants are as good as local ones
-        local = LocalAnalyser(graph) if deep and options.effort != "fast" else None
+        local = LocalAnalyser(graph) if deep and options.effort == "high" else None
+        bounds = None if options.effort == "fast" else RegionBounds(graph, options.norm, lower, upper)
         if options.norm == "l2":
             two = TwoLayers.of(self.evaluator) if options.effort != "fast" else None
+            kinked = not bool(torch.isfinite(table.bend[table.lipschitz.isfinite()]).all())
+            region = bounds if deep or kinked else None  # otherwise the dual is next to exact
             self.worker: L2Certifier | LinfCertifier = L2Certifier(
-                self.evaluator, table, confirmer, options, local, two
+                self.evaluator, table, confirmer, options, local, two, region
             )
         else:
-            self.worker = LinfCertifier(self.evaluator, table, confirmer, options)
+            self.worker = LinfCertifier(self.evaluator, table, confirmer, options, bounds)
 
     def run(self, x: Tensor, y: Tensor) -> Iterator[SampleRadius]:
         """The samples' records in order, as their batches are done."""
@@ -147,11 +97,11 @@ def certified_radius(
     Raises UsageError for NaN, wrong shapes, labels out of range and samples outside of the domain.
     """
     started = time.monotonic()
-    xs = _array(x)
+    xs = as_array(x)
     if isinstance(model, torch.nn.Module) and shapes is None:
-        shapes = (1, *(xs.shape[1:] if np.ndim(_array(y)) else xs.shape))
+        shapes = (1, *(xs.shape[1:] if as_array(y).ndim else xs.shape))
     loaded = model if isinstance(model, LoadedModel) else load(model, shapes=shapes)
-    chosen: Domain | None = resolve_domain(domain, xs.dtype == np.uint8)
+    chosen: Domain | None = resolve_domain(domain, xs.dtype == "uint8")
     options = RadiusOptions(norm, tuple(float(e) for e in eps), chosen, effort, attack)  # type: ignore[arg-type]
     samples = checked_samples(xs, y, *network_size(loaded), chosen)
     certifier = Certifier(loaded, samples.y.tolist(), options)

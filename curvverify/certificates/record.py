@@ -24,8 +24,9 @@ class RadiusOptions:
     domain: Domain | None = None
     """Every entry of an admissible input lies between these; None: there is no such limit."""
     effort: Effort = "normal"
-    """fast: closed forms with global constants; normal: then the dual, constants of the ball where the network has more
-    than two layers; high: then the anchored quadratic and more iterations wherever a gap is left."""
+    """fast: closed forms with global constants; normal: then the dual, and linear bounds on the region itself for l_inf
+    and wherever a network has kinks or more than two layers (with eps, coupled ones too); high: then coupled bounds,
+    constants of the ball and the anchored quadratic, with more iterations wherever a gap is left."""
     attack: bool = False
     """Also attack every sample by projected gradient descent at its certified radius and at the radii asked for."""
     batch: int = 64

@@ -130,9 +130,12 @@ def _estimates(
     from curvverify.bounding.constants.estimates import CrossEntropy, Margin, Pair, curvature_estimates
     from curvverify.cli.output import stderr_console
     from curvverify.report.constants import estimates_table
-    from curvverify.spec.dataset import load_samples
+    from curvverify.spec.dataset import checked_samples, read_split
 
-    x, y = load_samples(data, split, limit, loaded.graph.input_shape)
+    nodes = loaded.graph.nodes
+    raw, labels = read_split(data, split)
+    samples = checked_samples(raw[:limit], labels[:limit], nodes[0].size, nodes[-1].size, what=f"{data} ({split})")
+    x, y = samples.x.reshape(-1, *loaded.graph.input_shape), samples.y
     function = Pair(*pair) if pair is not None else Margin(y) if loss == "margin" else CrossEntropy(y)
     with Progress(console=stderr_console(), transient=True) as bar:
         task = bar.add_task("samples", total=len(x))

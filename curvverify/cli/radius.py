@@ -15,10 +15,10 @@ from curvverify.cli.output import setup_logging, stderr_console, stdout_console
 from curvverify.errors import UsageError
 
 if TYPE_CHECKING:
-    from curvverify.certificates.radius import Samples
     from curvverify.certificates.record import Domain, RadiusOptions
     from curvverify.graph import LoadedModel
     from curvverify.report.radii import Row
+    from curvverify.spec.dataset import Samples
 
 INTERRUPTED = 130
 
@@ -48,11 +48,11 @@ def radius(
     """Certify the radius around every sample within which its label cannot change."""
     setup_logging(verbose)
     radii, where = parse_eps(eps or ()), parse_domain(domain)
-    from curvverify.certificates.radius import checked_samples, network_size, resolve_domain
+    from curvverify.certificates.radius import network_size, resolve_domain
     from curvverify.certificates.record import RadiusOptions
     from curvverify.graph import load
     from curvverify.report.radii import open_for_append
-    from curvverify.spec.dataset import read_split
+    from curvverify.spec.dataset import checked_samples, read_split
 
     x, y = read_split(existing(data), split)
     count = min(limit or len(x), len(x))

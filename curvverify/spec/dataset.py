@@ -1,9 +1,10 @@
-"""Labelled samples from an .npz file: arrays x_<split> and y_<split>."""
+"""Labelled samples: read from an .npz file with arrays x_<split> and y_<split>, and checked against a network."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,32 +13,63 @@ from torch import Tensor
 from curvverify.errors import UnreadableError, UsageError
 
 
-def load_samples(path: Path, split: str, limit: int | None, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """(x, y): inputs (N, *shape) in float64 and labels (N,) in int64, the first `limit` of them.
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs x (N, n) in float64 and their labels y (N), checked; and the domain that comes with them."""
 
-    uint8 inputs are divided by 255; float inputs are taken as they are.  `shape` is the network's input shape; a
-    sample only needs as many entries.
-    Raises UnreadableError where the file is no .npz or an array is missing, has NaN or infinite entries or the wrong
-    size; UsageError where there is no sample.
+    x: Tensor
+    y: Tensor
+    scaled: bool
+    """Whether they were bytes, divided by 255."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def checked_samples(
+    x: Any, y: Any, size: int, classes: int, domain: tuple[float, float] | None = None, what: str = ""
+) -> Samples:
+    """The samples as tensors; UsageError where they make no sense for a network of that size.
+
+    x: (N, ...) with `size` entries each (a single sample may come without N), N > 0, bytes or floating point; y: N
+    integers from 0 on below `classes`.  Entries lie in the `domain`, where there is one.
     """
-    x, y = read_split(path, split)
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        raise UnreadableError(f"{path}: x_{split} is {x.dtype}; uint8 images or floating-point inputs are needed")
-    size = math.prod(shape)
-    if x.ndim < 2 or math.prod(x.shape[1:]) != size:
-        raise UnreadableError(f"{path}: x_{split} has samples of shape {x.shape[1:]}; the network takes {size} entries")
-    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
-        raise UnreadableError(f"{path}: y_{split} must be {len(x)} whole numbers, not {y.dtype} of shape {y.shape}")
-    if not len(x):
-        raise UsageError(f"{path}: the split {split!r} has no samples")
-    x, y = x[:limit], y[:limit]
-    values = torch.from_numpy(x.astype(np.float64)).reshape(-1, *shape)
-    if x.dtype == np.uint8:
-        values = values / 255.0
-    bad = (~values.flatten(1).isfinite().all(1)).nonzero().flatten()
-    if len(bad):
-        raise UnreadableError(f"{path}: x_{split}[{int(bad[0])}] has entries that are not finite")
-    return values, torch.from_numpy(y.astype(np.int64))
+    xs, ys = as_array(x), np.atleast_1d(as_array(y))
+    where = f"{what}: " if what else ""
+    if xs.dtype == object or xs.dtype.kind not in "fiub":
+        raise UsageError(f"{where}inputs of type {xs.dtype}: give bytes or floating-point numbers")
+    if xs.size == size and len(ys) == 1:
+        xs = xs.reshape(1, -1)
+    if xs.ndim < 2 or int(np.prod(xs.shape[1:])) != size:
+        raise UsageError(f"{where}inputs of shape {xs.shape}: the network takes {size} numbers per sample")
+    if ys.ndim != 1 or len(ys) != len(xs):
+        raise UsageError(f"{where}{len(xs)} inputs, but labels of shape {ys.shape}")
+    if ys.dtype.kind not in "iu" and not (ys.dtype.kind == "f" and bool(np.all(ys == np.floor(ys)))):
+        raise UsageError(f"{where}labels must be integers, not {ys.dtype}")
+    if not len(xs):
+        raise UsageError(f"{where}there are no samples")
+    bad = (ys < 0) | (ys >= classes)
+    if bool(bad.any()):
+        first = int(bad.argmax())
+        raise UsageError(f"{where}label {ys[first]} of sample {first}: the network has the classes 0 to {classes - 1}")
+    scaled = xs.dtype == np.uint8
+    flat = torch.from_numpy(np.ascontiguousarray(xs.reshape(len(xs), -1)).astype(np.float64))
+    if scaled:
+        flat = flat / 255.0
+    broken = ~flat.isfinite().all(1)
+    if bool(broken.any()):
+        raise UsageError(f"{where}sample {int(broken.double().argmax())} has entries that are NaN or infinite")
+    if domain is not None:
+        outside = ((flat < domain[0]) | (flat > domain[1])).any(1)
+        if bool(outside.any()):
+            first = int(outside.double().argmax())
+            raise UsageError(f"{where}sample {first} leaves the domain [{domain[0]:g}, {domain[1]:g}]")
+    return Samples(flat, torch.from_numpy(ys.astype(np.int64)), scaled)
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Tensors, lists and arrays as an array."""
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def read_split(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:

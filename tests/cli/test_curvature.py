@@ -142,11 +142,11 @@ def test_wrong_balls(call: Callable[..., Call], tmp_path: Path, point: Path) -> 
     ("arrays", "message"),
     [
         ({"x_train": np.zeros((2, 2))}, "no array x_test or y_test"),
-        ({"x_test": np.zeros((2, 3)), "y_test": np.zeros(2, int)}, "takes 2 entries"),
-        ({"x_test": np.zeros((2, 2)), "y_test": np.zeros(3, int)}, "2 whole numbers"),
-        ({"x_test": np.full((2, 2), np.nan), "y_test": np.zeros(2, int)}, r"x_test[0]"),
+        ({"x_test": np.zeros((2, 3)), "y_test": np.zeros(2, int)}, "takes 2 numbers"),
+        ({"x_test": np.zeros((2, 2)), "y_test": np.zeros(3, int)}, "labels of shape"),
+        ({"x_test": np.full((2, 2), np.nan), "y_test": np.zeros(2, int)}, "sample 0 has entries that are NaN"),
         ({"x_test": np.zeros((0, 2)), "y_test": np.zeros(0, int)}, "no samples"),
-        ({"x_test": np.zeros((2, 2)), "y_test": np.full(2, 9)}, "from 0 to 1"),
+        ({"x_test": np.zeros((2, 2)), "y_test": np.full(2, 9)}, "classes 0 to 1"),
     ],
 )
 def test_wrong_data(call: Callable[..., Call], tmp_path: Path, arrays: dict, message: str) -> None:
