@@ -37,6 +37,11 @@ class Node:
     def nonlinear(self) -> bool:
         return isinstance(self.op, Elementwise | Product)
 
+    @property
+    def straight(self) -> bool:
+        """Whether the operator is affine but for kinks."""
+        return not self.nonlinear or (isinstance(self.op, Elementwise) and self.op.straight)
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:

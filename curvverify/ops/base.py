@@ -173,6 +173,30 @@ class Elementwise(Op):
         """Where to cut the interval (B, *S) in two so that the lines on both parts gain: the middle, or a kink."""
         return x.centre
 
+    @property
+    def straight(self) -> bool:
+        """Whether sigma is made of straight parts: it has no curvature but at kinks."""
+        return False
+
+    def bow(self, x: Interval) -> Interval:
+        """Bounds (B, *S) on sigma(z) - chord(z), between sigma's values at both ends; lower <= 0 <= upper.
+
+        Sound because: with k the chord's slope, w the width and [p, q] bounds on sigma', sigma - chord vanishes at
+        the ends and changes at rates in [p - k, q - k], so it stays below w (k - p) (q - k) / (q - p), which is at
+        most w (q - p) / 4; and with bounds [g, h] on sigma'' it is within [-h, -g] (z - l) (u - z) / 2.
+        """
+        l, u = self.interval(Interval(x.lower, x.lower)), self.interval(Interval(x.upper, x.upper))  # noqa: E741
+        slope, second, w = self.derivative(1, x), self.derivative(2, x), x.upper - x.lower
+        turn = slope.upper - slope.lower
+        above = ((u.upper - l.lower) / w - slope.lower).clamp(min=0.0)
+        below = (slope.upper - (u.lower - l.upper) / w).clamp(min=0.0)
+        gap = torch.fmin(w * above * below / turn, 0.25 * w * turn)
+        eighth = 0.125 * w * w
+        grown = 1.0 + 2.0**-48
+        low = torch.fmin(gap, eighth * second.upper.clamp(min=0.0))
+        high = torch.fmin(gap, eighth * -second.lower.clamp(max=0.0))
+        return nan_is_unbounded(Interval(-(grown * low + TINY), grown * high + TINY))
+
     def curved(self, x: Interval, saturation: float = 0.0) -> Tensor:
         """Entries (B, *S) whose interval matters: those where sigma is neither affine nor constant to `saturation`."""
         return ~(self.interval(x).width <= saturation)

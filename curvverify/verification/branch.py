@@ -19,7 +19,7 @@ from curvverify.bounding.slabs import Slabs
 from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
-from curvverify.verification.methods import Method, best
+from curvverify.verification.methods import Method, best, shares
 from curvverify.verification.result import Witness
 from curvverify.verification.splits import Cut, Directions, Open, SlabCut, directions, input_cuts, neuron_cuts
 from curvverify.verification.state import Subproblems, concatenate
@@ -146,7 +146,7 @@ class Branching:
         self.bounded += len(problems)
         spent = time.monotonic() - begun
         parents = [entry.margin for entry in entries for _ in range(2)]
-        method.record(_gains(parents, checked.problems.margin_lower.tolist()), spent, len(entries))
+        method.record(shares(parents, checked.problems.margin_lower.tolist()), spent, len(entries))
         if best(self.methods) is method or all(m is method or not m.gains for m in self.methods):
             self._record(problems, checked.problems)
             above = [entry for entry in entries for _ in range(2)]
@@ -258,15 +258,6 @@ class Branching:
         """Drop the states of the queue's searches."""
         self._queue = [(margin, n, entry.forgetful()) for margin, n, entry in self._queue]
         self._bytes = sum(entry.bytes for _, _, entry in self._queue)
-
-
-def _gains(parents: list[float], children: list[float]) -> list[float]:
-    """The share of each parent's shortfall that its child no longer has."""
-    gains = []
-    for parent, child in zip(parents, children, strict=True):
-        settled, finite = child > 0.0, -torch.inf < parent < 0.0
-        gains.append(1.0 if settled else min(max((child - parent) / -parent, 0.0), 1.0) if finite else 0.0)
-    return gains
 
 
 def _stack(known: list[Mapping[int, Interval]], nodes: tuple[int, ...]) -> dict[int, Interval]:

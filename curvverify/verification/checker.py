@@ -58,7 +58,7 @@ class Checker:
 
     def interval(self, problems: Subproblems) -> Subproblems:
         """Refute disjuncts by interval bounds on the outputs."""
-        y = interval_bounds(self.graph, self._box(problems))[-1]
+        y = interval_bounds(self.graph, self.box(problems))[-1]
         rows = self.property.wanted(problems.group, problems.open)
         flat = Interval(y.lower.flatten(1), y.upper.flatten(1))
         lower = Dense(self.property.output[rows]).interval(flat).lower
@@ -76,7 +76,7 @@ class Checker:
         """Refute disjuncts by linear bounds, the property's own rows with more Frank-Wolfe iterations."""
         part = part or Part()
         nodes = replace(effort, deadline=effort.deadline.sooner(NODE_SHARE * effort.deadline.remaining))
-        relaxation = linear_bounds(self.graph, self._box(problems), nodes, part=part)
+        relaxation = linear_bounds(self.graph, self.box(problems), nodes, part=part)
         rows = self.property.wanted(problems.group, problems.open)
         wanted = self.property.select_rows(rows, self.graph.output_shape, self.graph.input_shape)
         row_effort = replace(effort, iterations=row_iterations)
@@ -114,12 +114,20 @@ class Checker:
         """Whether the bounds refute everything, the output's range being y."""
         return not bool(self._settle(problems, rows, lower, y).open.any())
 
-    def _settle(self, problems: Subproblems, rows: Tensor, lower: Tensor, output: Interval) -> Subproblems:
-        slack = self.property.coefficient_slack(rows, output.magnitude.flatten(1), problems.box.magnitude)
+    def slack(self, problems: Subproblems, rows: Tensor, output: Interval) -> Tensor:
+        """How much (B, R) the rows may be off because their decimals are not float64 numbers."""
+        return self.property.coefficient_slack(rows, output.magnitude.flatten(1), problems.box.magnitude)
+
+    def settled(self, problems: Subproblems, rows: Tensor, lower: Tensor) -> Subproblems:
+        """The problems with proved lower bounds (B, R) on the distinct rows of those positions, `slack` taken off."""
         every = torch.full((len(problems), len(self.property.output)), -torch.inf, dtype=torch.float64)
-        every[:, rows] = (lower - slack).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        every[:, rows] = lower.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         return problems.proved(self.property.margins(problems.group, every))
 
-    def _box(self, problems: Subproblems) -> Interval:
+    def _settle(self, problems: Subproblems, rows: Tensor, lower: Tensor, output: Interval) -> Subproblems:
+        return self.settled(problems, rows, lower - self.slack(problems, rows, output))
+
+    def box(self, problems: Subproblems) -> Interval:
+        """The subproblems' boxes in the shape of the network's input."""
         shape = (-1, *self.graph.input_shape)
         return Interval(problems.box.lower.reshape(shape), problems.box.upper.reshape(shape))

@@ -24,6 +24,7 @@ from curvverify.spec import load_query
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval, Verdict
 from curvverify.verification.bound_methods import STAGED, BoundMethod, method_of
+from curvverify.verification.boxes import BoxSearch
 from curvverify.verification.branch import Branching, attack_minima
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
@@ -190,7 +191,8 @@ class _Run:
         if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
             roots, problems, witness = self._phases(problems, roots)
         if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
-            problems, witness = self._branch(problems, roots)
+            few = _free(problems.box[problems.unsettled]) <= self.options.box_inputs
+            problems, witness = self._boxes(problems) if few else self._branch(problems, roots)
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
         if not problems.open.any():
@@ -353,6 +355,25 @@ class _Run:
             problems = problems.branched(margins, still)
             self._account("phases", begun, before, problems, f"{bounded} parts")
         return left, problems, None
+
+    def _boxes(self, problems: Subproblems) -> tuple[Subproblems, Witness | None]:
+        """Split the boxes themselves, thousands at a time; the problems with what that proved of them."""
+        begun, before = time.monotonic(), int(problems.open.sum())
+        self._report("boxes", problems)
+
+        def report(now: BoxSearch) -> None:
+            if self.reporter.due:
+                share = now.share / self.property.groups
+                self.reporter.event("boxes", now.margin_lower, before, share, now.open, now.bounded)
+
+        search = BoxSearch(self.checker, self.falsifier, self.options.memory, report)
+        search.run(problems, self.deadline)
+        self.bounded += search.bounded
+        leaves = open_leaves(search.worst(REGIONS), problems, self.positions)
+        self.left = Remaining(search.open, search.share / self.property.groups, tuple(leaves))
+        problems = problems.branched(*search.outcome())
+        self._account("boxes", begun, before, problems, f"{search.bounded} boxes, {search.used}")
+        return problems, search.witness
 
     def _branch(self, problems: Subproblems, roots: list[Checked]) -> tuple[Subproblems, Witness | None]:
         """Split the roots' boxes; the root problems with what the branches proved of them."""

@@ -62,3 +62,12 @@ class Method:
 def best(methods: list[Method]) -> Method:
     """The method that is expected to close a subproblem soonest; each is tried once first, in order."""
     return min(methods, key=lambda method: method.expected)
+
+
+def shares(parents: list[float], children: list[float]) -> list[float]:
+    """The share of each parent's shortfall that its child no longer has."""
+    gains = []
+    for parent, child in zip(parents, children, strict=True):
+        settled, finite = child > 0.0, -math.inf < parent < 0.0
+        gains.append(1.0 if settled else min(max((child - parent) / -parent, 0.0), 1.0) if finite else 0.0)
+    return gains

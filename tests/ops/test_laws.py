@@ -329,3 +329,17 @@ def test_what_is_not_curved_is_straight(case: Case) -> None:
     value = case.op.forward(at)
     chord = value[0] + (value[-1] - value[0]) * (at - x.lower) / (x.upper - x.lower).clamp(min=1e-300)
     assert float((value - chord)[:, ~curved].abs().nan_to_num().max() if bool((~curved).any()) else 0.0) < 1e-12
+
+
+def test_bow_bounds_the_distance_from_the_chord(case: Case) -> None:
+    """sigma leaves its chord by no more than the bow says, and the bow is finite on short intervals inside."""
+    x = intervals_of(case, 60)
+    bow = case.op.bow(x)
+    assert bool((bow.lower <= 0).all() & (bow.upper >= 0).all())
+    z = samples(x, 400)
+    low, high = (case.op.forward(end) for end in (x.lower, x.upper))
+    share = ((z - x.lower) / x.width).nan_to_num(0.0)
+    value, chord = case.op.forward(z), torch.lerp(low.expand_as(z), high.expand_as(z), share)
+    size = 1e-13 * (1.0 + low.abs() + high.abs() + value.abs())
+    gap = torch.where(low.isfinite() & high.isfinite() & value.isfinite(), value - chord, 0.0)
+    assert bool((gap >= bow.lower - size).all() & (gap <= bow.upper + size).all())

@@ -147,9 +147,10 @@ def test_halves_cover_and_gain() -> None:
 
 ACTIVATIONS = (nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.Softplus(), nn.GELU(), nn.LeakyReLU(0.2))
 METHODS = {
-    "inputs": Options(timeout=2.0, attack_rounds=1, threads=1),
-    "neurons": Options(timeout=1.5, attack_rounds=1, threads=1, branch_inputs=0, coupling=False),
-    "slabs": Options(timeout=1.5, attack_rounds=1, threads=1, branch_inputs=0, coupling_inputs=0),
+    "boxes": Options(timeout=2.0, attack_rounds=1, threads=1),
+    "inputs": Options(timeout=2.0, attack_rounds=1, threads=1, box_inputs=0),
+    "neurons": Options(timeout=1.5, attack_rounds=1, threads=1, box_inputs=0, branch_inputs=0, coupling=False),
+    "slabs": Options(timeout=1.5, attack_rounds=1, threads=1, box_inputs=0, branch_inputs=0, coupling_inputs=0),
 }
 
 

@@ -111,6 +111,20 @@ class Hinge(Elementwise):
         low, high = torch.fmax(low, bounds.lower), torch.fmin(high, bounds.upper)
         return Interval(torch.where(crossing, low, bounds.lower), torch.where(crossing, high, bounds.upper))
 
+    @property
+    def straight(self) -> bool:
+        return True
+
+    def bow(self, x: Interval) -> Interval:
+        """Exact up to roundings.  Sound because: the kink, where |q - p| turns, is (q - p) l u / (u - l) off the chord;
+        on the other side of the chord there is nothing.
+        """
+        p, q = (torch.as_tensor(s, dtype=torch.float64, device=x.lower.device) for s in self.slopes)
+        inside = (x.lower < 0) & (x.upper > 0)
+        kink = (1.0 + 2.0**-48) * (q - p) * x.upper * (x.lower / (x.upper - x.lower))
+        kink = torch.where(inside, kink, 0.0)
+        return nan_is_unbounded(Interval(kink.clamp(max=0.0), kink.clamp(min=0.0)))
+
     def cut(self, x: Interval) -> Tensor:
         return torch.where((x.lower < 0) & (x.upper > 0), 0.0, super().cut(x))
 
