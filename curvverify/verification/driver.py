@@ -186,12 +186,12 @@ class _Run:
             roots, problems, witness = self._linear(self._interval(problems))
         else:
             problems = self._by_method(problems, self.method)
+        few = _free(problems.box[problems.unsettled]) <= self.options.box_inputs
         if witness is None and problems.open.any() and not self.deadline.passed:
-            witness = self._burst(problems, "falsify again", self.options.attack_rounds)
+            witness = self._burst(problems, "falsify again", 1 if few else self.options.attack_rounds)
         if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
             roots, problems, witness = self._phases(problems, roots)
         if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
-            few = _free(problems.box[problems.unsettled]) <= self.options.box_inputs
             problems, witness = self._boxes(problems) if few else self._branch(problems, roots)
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
@@ -271,10 +271,12 @@ class _Run:
     def _efforts(self, free: int) -> Iterator[tuple[str, int, int]]:
         """Name, Frank-Wolfe iterations and coupled levels of the stages with linear bounds, the cheapest first.
 
-        `free` inputs: few of them are split instead of coupled.
+        `free` inputs: few of them are split instead of coupled, very few without more ado.
         """
         options, graph = self.options, self.loaded.graph
         yield "linear", 1, 0
+        if options.branch and free <= options.box_inputs:
+            return
         if options.refine_iterations >= 3:
             yield "refine", 3, 0
         depth = min(options.coupling_levels, max((graph.levels[i] + 1 for i in graph.nonlinear), default=0))
