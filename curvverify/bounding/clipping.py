@@ -22,6 +22,9 @@ SWEEPS = 3
 ROUNDING = 1e-11
 """Relative to the numbers a limit is compared with: covers the roundings of its coordinate's share."""
 
+LARGEST = 1e100
+"""Entries beyond this are left out of decompositions, which might fail."""
+
 
 @dataclass(frozen=True, eq=False)
 class Minorants:
@@ -60,7 +63,8 @@ class Minorants:
         full[:, :, i[n:], j[n:]] *= 0.5
         full[:, :, j[n:], i[n:]] *= 0.5
         full = full.nan_to_num(0.0, 0.0, 0.0)
-        values, vectors = torch.linalg.eigh(full)
+        tame = full.abs().amax((2, 3), keepdim=True) < LARGEST
+        values, vectors = torch.linalg.eigh(torch.where(tame, full, 0.0))
         factor = vectors * values.clamp(min=0.0).sqrt().unsqueeze(2)
         convex = factor @ factor.mT
         rest = full - convex

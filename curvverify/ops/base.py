@@ -187,9 +187,9 @@ class Elementwise(Op):
         """
         l, u = self.interval(Interval(x.lower, x.lower)), self.interval(Interval(x.upper, x.upper))  # noqa: E741
         slope, second, w = self.derivative(1, x), self.derivative(2, x), x.upper - x.lower
-        turn = slope.upper - slope.lower
-        above = ((u.upper - l.lower) / w - slope.lower).clamp(min=0.0)
-        below = (slope.upper - (u.lower - l.upper) / w).clamp(min=0.0)
+        turn, steepest, least = slope.upper - slope.lower, (u.upper - l.lower) / w, (u.lower - l.upper) / w
+        above = (steepest - slope.lower).clamp(min=0.0) + 2.0**-50 * (steepest.abs() + slope.lower.abs())
+        below = (slope.upper - least).clamp(min=0.0) + 2.0**-50 * (least.abs() + slope.upper.abs())
         gap = torch.fmin(w * above * below / turn, 0.25 * w * turn)
         eighth = 0.125 * w * w
         grown = 1.0 + 2.0**-48

@@ -244,7 +244,9 @@ class BoxSearch:
         keep = (left.open.any(1) & wide).nonzero().squeeze(1)
         if not len(keep):
             return
-        left, entry = left[keep], free[score[keep].argmax(1)]
+        left, score = left[keep], score[keep].nan_to_num(0.0, posinf=torch.finfo(score.dtype).max)
+        width = left.box.width[:, free]
+        entry = free[torch.where(width > MIN_WIDTH * self._root[free], score, -1.0).argmax(1)]
         each = torch.arange(len(left))
         lower, upper = left.box.lower.clone(), left.box.upper.clone()
         upper[each, entry] = lower[each, entry] = left.box.centre[each, entry]

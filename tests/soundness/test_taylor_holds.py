@@ -11,10 +11,13 @@ from curvverify.bounding.linear import Effort, linear_bounds, optimised_row_boun
 from curvverify.bounding.substitution import Rows
 from curvverify.bounding.taylor import Form, row_forms, taylor_bounds
 from curvverify.graph.layers import Graph
+from curvverify.ops.linear import Diagonal, Sum
+from curvverify.ops.product import Product
 from curvverify.types import Interval
 from tests.soundness.attack import ascent, points, worst_violation
+from tests.soundness.curvature_graphs import composite, sample
 from tests.soundness.operators import SAMPLES
-from tests.soundness.random_graphs import residual_convnet, residual_mlp
+from tests.soundness.random_graphs import Builder, residual_convnet, residual_mlp
 from tests.soundness.test_bounds_hold import ROUNDING, box_around
 from tests.soundness.test_coupling_holds import with_fixed_inputs
 
@@ -167,3 +170,46 @@ def test_rows_of_linear_bounds_agree_with_taylor_intervals() -> None:
     for node in graph.bounded:
         assert bool((values[node] >= both.intervals[node].lower - ROUNDING).all())
         assert float(both.intervals[node].width.sum()) <= float(plain.intervals[node].width.sum()) + 1e-9
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["Relu", "LeakyRelu", "Abs", "Clip", "Elu", "Selu", "HardSwish", "Sign", "Floor"])
+def test_kinks_at_centres_and_ends(name: str, order: int) -> None:
+    """Boxes around a kink, and ones that begin or end there: inputs hit it exactly, forms have it as their centre."""
+    b = Builder((1, 3), 1)
+    a = b.activate(SAMPLES[name], b.add(Diagonal(torch.tensor(2.0, dtype=torch.float64), None), 0))
+    b.activate(SAMPLES[name], b.add(Sum((1.0, 1.0)), a, 0))
+    graph = b.graph()
+    for kink in (0.0, -0.4, 0.7, 3.0, -3.0, 1.0):
+        for low, high in ((-0.5, 0.5), (0.0, 0.5), (-0.5, 0.0), (0.0, 0.0)):
+            lower, upper = (torch.full((1, 1, 3), 0.5 * (kink + t), dtype=torch.float64) for t in (low, high))
+            upper[..., 2] = lower[..., 2]
+            check(graph, Interval(lower, upper), order)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_blocks_and_quotients(seed: int) -> None:
+    """Softmax, normalisation, attention, gates and shared branches, with quotients and roots in them."""
+    for graph in (composite(seed).graph, sample(7 * seed + 5 + seed % 2).graph):
+        for radius in (0.05, 0.4):
+            check(graph, box_around(graph.input_shape, radius, seed), 2)
+
+
+def test_what_overflows_proves_nothing() -> None:
+    """Infinite and undefined intermediate values end as infinite errors, not as bounds."""
+    b = Builder((1, 2), 1)
+    huge = b.add(SAMPLES["Exp"], b.add(Diagonal(torch.tensor(1e3, dtype=torch.float64), None), 0))
+    b.add(Sum((1.0, -1.0)), b.add(Product(), huge, huge), b.add(SAMPLES["Reciprocal"], 0))
+    graph = b.graph()
+    relaxation, form = taylor_bounds(graph, box_around(graph.input_shape, 3.0, 0), 2)
+    rows = some_rows(graph, 4, 0)
+    forms = row_forms(form, rows, relaxation.box)
+    assert bool((form.range().width == torch.inf).all())
+    for found in (
+        Minorants.of_forms(forms, forms.range().lower),
+        Minorants.convexified(forms, torch.zeros_like(forms.error)),
+    ):
+        assert bool((found.lower == -torch.inf).all())
+        index = torch.arange(4)
+        low, high = found.within(torch.zeros_like(index), index, torch.zeros(4, dtype=torch.float64))
+        assert bool((low <= -1.0).all() & (high >= 1.0).all())

@@ -48,7 +48,7 @@ def test_events_are_in_order_and_end_in_the_result() -> None:
     assert [p.seconds for p in seen] == sorted(p.seconds for p in seen)
     margins = [p.margin_lower for p in seen]
     assert margins == sorted(margins)
-    assert {"linear", "branch"} <= {p.stage for p in seen}
+    assert {"linear", "boxes"} <= {p.stage for p in seen}
     assert (seen[-1].open_disjuncts, seen[-1].open_subproblems, seen[-1].share_left) == (0, 0, 0.0)
     assert seen[-1].bounded == result.subproblems
     assert set(result.trace) <= set(seen)
