@@ -96,7 +96,7 @@ class Checker:
 
     def by_method(self, problems: Subproblems, method: BoundMethod, memory: float, deadline: Deadline) -> Subproblems:
         """Refute disjuncts by the method's bounds alone, as far as they are finite; UsageError for a wrong shape."""
-        box, rows = self._box(problems), self.property.wanted(problems.group, problems.open)
+        box, rows = self.box(problems), self.property.wanted(problems.group, problems.open)
         y = interval_bounds(self.graph, box)[-1]
         shift = None if self.property.input is None else self.property.input[rows]
         enough = partial(self._settles, problems, rows, y)

@@ -186,7 +186,7 @@ class _Run:
             roots, problems, witness = self._linear(self._interval(problems))
         else:
             problems = self._by_method(problems, self.method)
-        few = _free(problems.box[problems.unsettled]) <= self.options.box_inputs
+        few = self._branches and _free(problems.box[problems.unsettled]) <= self.options.box_inputs
         if witness is None and problems.open.any() and not self.deadline.passed:
             witness = self._burst(problems, "falsify again", 1 if few else self.options.attack_rounds)
         if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
