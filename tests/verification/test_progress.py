@@ -62,7 +62,7 @@ def unfinished() -> tuple[LoadedModel, Query, Result]:
     deadline = Deadline.after(60.0)
 
     def stop(p: Progress) -> None:
-        if p.bounded > 100:
+        if p.bounded > 100 and p.share_left < 0.9:
             deadline.cancel()
 
     return model, asked, curvverify.verify(model, asked, HARD, deadline=deadline, progress=stop)
@@ -73,7 +73,7 @@ def test_cancelled_from_the_callback(unfinished) -> None:
     assert result.verdict is Verdict.UNKNOWN
     assert any("cancelled" in note for note in result.notes)
     assert result.margin_lower < 0.0
-    assert result.subproblems < 2000
+    assert result.subproblems < 20_000
 
 
 def test_the_remaining_region_holds_all_that_is_open(unfinished) -> None:
