@@ -186,7 +186,7 @@ class _Run:
             roots, problems, witness = self._linear(self._interval(problems))
         else:
             problems = self._by_method(problems, self.method)
-        few = self._branches and _free(problems.box[problems.unsettled]) <= self.options.box_inputs
+        few = self._branches and self._boxed(_free(problems.box[problems.unsettled]))
         if witness is None and problems.open.any() and not self.deadline.passed:
             witness = self._burst(problems, "falsify again", 1 if few else self.options.attack_rounds)
         if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
@@ -275,7 +275,7 @@ class _Run:
         """
         options, graph = self.options, self.loaded.graph
         yield "linear", 1, 0
-        if options.branch and free <= options.box_inputs:
+        if options.branch and self._boxed(free):
             return
         if options.refine_iterations >= 3:
             yield "refine", 3, 0
@@ -298,6 +298,13 @@ class _Run:
         if not self.options.branch or free <= self.options.branch_inputs:
             return False
         return all(reducible(r.relaxation, output) and covered(r.relaxation, output) < COVERED for r in roots)
+
+    def _boxed(self, free: int) -> bool:
+        """Whether Taylor forms in so many free inputs pay: they are few, and something bends.
+
+        Networks that are straight but for kinks do better with rows by substitution, box by box.
+        """
+        return free <= self.options.box_inputs and not all(node.straight for node in self.loaded.graph)
 
     def _kinked(self) -> bool:
         """Whether some function of the network has no second derivative at 0."""
