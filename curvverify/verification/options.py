@@ -33,7 +33,7 @@ class Options:
     property_iterations: int = option(6, "Frank-Wolfe iterations for the rows of the property, at least")
     branch: bool = option(True, "split what stays open")
     branch_inputs: int = option(64, "most free inputs for which the input is split; above, activations and directions")
-    box_inputs: int = option(12, "most free inputs of networks with curvature for which Taylor forms bound thousands of input boxes at once")
+    box_inputs: int = option(12, "most free inputs for which curved networks are bounded on thousands of boxes at once")
     branch_batch: int = option(256, "largest number of subproblems bounded at once")
 
     def __post_init__(self) -> None:
