@@ -5,13 +5,14 @@ from __future__ import annotations
 from curvverify.graph.layers import Graph, Node
 from curvverify.numerics.rounding import nan_is_unbounded
 from curvverify.ops.base import Elementwise, Linear
+from curvverify.ops.joint import Joint
 from curvverify.ops.product import Product
 from curvverify.types import Interval
 
 
 def node_image(node: Node, inputs: list[Interval]) -> Interval:
     """Bounds on one node's value from bounds on its inputs, by the operator's own rule."""
-    if isinstance(node.op, Linear | Elementwise | Product):
+    if isinstance(node.op, Linear | Elementwise | Product | Joint):
         return nan_is_unbounded(node.op.interval(*inputs))
     raise TypeError(f"node {node.name!r}: no interval rule for {node.op.name}")
 

@@ -24,7 +24,9 @@ from curvverify.bounding.loose import interval_is_exact, loose_entries
 from curvverify.bounding.relaxation import Part, Relaxation
 from curvverify.bounding.resume import NodeState, RowState, joined
 from curvverify.bounding.substitution import Rows, Substitution
+from curvverify.bounding.tangents import joint_tangent, tighten_by_forms
 from curvverify.graph.layers import Graph
+from curvverify.ops.joint import Joint
 from curvverify.types import Deadline, Interval
 
 SMOOTHING = (0.0, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
@@ -209,18 +211,25 @@ def linear_bounds(
 
     Rows are computed only for entries on which some consumer is neither affine nor saturated.  Past the deadline the
     remaining nodes keep their interval bounds, which are sound.  `known` bounds are intersected; the boxes are cut by
-    the slabs and balls of `part`, and searches start where it says.
+    the slabs and balls of `part`, and searches start where it says.  Tangents of joint operators are found, deadline or
+    not, unless `part` has them; where there are any, the forms that tangents are made of bound the other nodes first.
     """
     part = part or Part(known or {})
     relaxation = Relaxation(graph, box, slabs=part.slabs, balls=part.balls, around=part.frames)
     wanted = set(graph.bounded)
     for position in range(len(graph)):
+        if isinstance(graph.nodes[position].op, Joint):
+            found = part.tangents.get(position)
+            relaxation.tangents[position] = joint_tangent(relaxation, position) if found is None else found
         relaxation.append(part.known.get(position))
         if position not in wanted or effort.deadline.passed:
             continue
         if relaxation.slabs is None and relaxation.balls is None and interval_is_exact(graph, position):
             continue
         loose = loose_entries(relaxation, position)
+        if relaxation.tangents and position not in part.known and bool(loose.any()):
+            tighten_by_forms(relaxation, (position,))
+            loose = loose_entries(relaxation, position)
         if bool(loose.any()):
             state = part.states.get(position)
             relaxation.tighten(position, entry_bounds(relaxation, position, loose, effort, state))

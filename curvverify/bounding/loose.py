@@ -8,6 +8,7 @@ from torch import Tensor
 from curvverify.bounding.relaxation import Relaxation
 from curvverify.graph.layers import Graph
 from curvverify.ops.base import Elementwise, Linear
+from curvverify.ops.joint import Joint
 from curvverify.ops.linear import Convolution, Dense, Diagonal, Permute, Reshape
 
 PRODUCT_GAP = 1e-6
@@ -15,11 +16,11 @@ PRODUCT_GAP = 1e-6
 
 
 def loose_entries(relaxation: Relaxation, position: int) -> Tensor:
-    """Mask (B, *S) of the entries whose bounds some nonlinear consumer depends on."""
+    """Mask (B, *S) of the entries whose bounds some elementwise function or product depends on."""
     x = relaxation.intervals[position]
     mask = torch.zeros_like(x.lower, dtype=torch.bool)
     for consumer in relaxation.graph.nodes:
-        if position in consumer.inputs and consumer.nonlinear:
+        if position in consumer.inputs and consumer.nonlinear and not isinstance(consumer.op, Joint):
             if isinstance(consumer.op, Elementwise):
                 mask |= consumer.op.curved(x, relaxation.saturation)
             else:

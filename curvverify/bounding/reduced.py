@@ -1,7 +1,8 @@
 """A network over one box as its unstable hinges see it: every other function is affine there, and composed away.
 
-With t in [-1, 1]^n for the free inputs, the arguments of the unstable entries of ReLU-like functions are
-z = J t + H a + c with H strictly lower triangular in blocks and a = sigma(z), and a row of the output is j.t + h.a + c.
+With t in [-1, 1]^n for the free inputs, and for the remainders of joint operators around their tangents, the arguments
+of the unstable entries of ReLU-like functions are z = J t + H a + c with H strictly lower triangular in blocks and
+a = sigma(z), and a row of the output is j.t + h.a + c.
 A pass over a batch of parts of the box is two products with J and one with each block of H, whatever the network was
 made of.  Everything is in float32 and nothing here decides: `phases.decided_lower` does, on the network itself.
 """
@@ -15,10 +16,9 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.relaxation import Relaxation
-from curvverify.graph.layers import Graph
 from curvverify.ops.base import Linear
 from curvverify.ops.elementwise.hinge import Hinge
-from curvverify.types import Interval
+from curvverify.ops.joint import Joint
 
 ROWS = 256
 """Rows that are composed at once."""
@@ -62,7 +62,7 @@ class Hinges:
 
 @dataclass(frozen=True, eq=False)
 class Forms:
-    """R affine functions input.t + hinges.a + constant: (R, n), (R, U), (R,)."""
+    """R affine functions input.t + hinges.a + constant: (R, n), (R, U), (R,); t: the free inputs, then remainders."""
 
     inputs: Tensor
     hinges: Tensor
@@ -79,11 +79,11 @@ class ReducedNetwork:
 
 
 def reducible(relaxation: Relaxation, node: int) -> bool:
-    """Whether every nonlinear node that a node depends on is a convex hinge with finite bounds."""
+    """Whether every nonlinear node that a node depends on has a tangent or is a convex hinge with finite bounds."""
     graph = relaxation.graph
     for i in graph.ancestors[node]:
         op = graph.nodes[i].op
-        if graph.nodes[i].nonlinear:
+        if graph.nodes[i].nonlinear and not isinstance(op, Joint):
             if not isinstance(op, Hinge) or not relaxation.finite(graph.nodes[i].inputs[0]):
                 return False
             left, right = (torch.as_tensor(s) for s in op.slopes)
@@ -122,7 +122,7 @@ def reduced_network(relaxation: Relaxation, node: int, coefficients: Tensor, inp
     The relaxation must be reducible.
     """
     hinges = unstable_hinges(relaxation, node)
-    compose = _Composition(relaxation.graph.to(torch.float32), relaxation.box, hinges)
+    compose = _Composition(relaxation, node, hinges)
     found = [compose.entries(site) for site in hinges.sites]
     arguments = _stacked(found) if found else compose.rows(0, torch.zeros(0, *relaxation.graph.input_shape))
     shift = None if inputs is None else inputs.float()
@@ -137,15 +137,17 @@ def _stacked(parts: list[Forms]) -> Forms:
 class _Composition:
     """Substitutes rows back to the input and to the hinges in between."""
 
-    graph: Graph
-    box: Interval
+    relaxation: Relaxation
+    node: int
     hinges: Hinges
 
     def __post_init__(self) -> None:
-        lower, upper = self.box.lower[0].flatten(), self.box.upper[0].flatten()
+        self.graph, box = self.relaxation.graph.to(torch.float32), self.relaxation.box
+        lower, upper = box.lower[0].flatten(), box.upper[0].flatten()
         self.centre, self.radius = (0.5 * (lower + upper)).float(), (0.5 * (upper - lower)).float()
         self.free = self.radius.nonzero().squeeze(1)
         self.sites = {site.node: site for site in self.hinges.sites}
+        self.joint = [i for i in self.graph.ancestors[self.node] if isinstance(self.graph.nodes[i].op, Joint)]
 
     def entries(self, site: Site) -> Forms:
         """The arguments of a site's entries."""
@@ -163,6 +165,7 @@ class _Composition:
         count = len(coefficients)
         constant, hinges = torch.zeros(count), torch.zeros(count, self.hinges.count)
         held: dict[int, Tensor] = {node: coefficients}
+        remainders = {i: torch.zeros(count, self.graph.nodes[i].size) for i in self.joint}
         for position in reversed(self.graph.ancestors[node][1:]):
             row = held.pop(position, None)
             if row is None:
@@ -172,6 +175,11 @@ class _Composition:
                 if op.offset is not None:
                     constant = constant + (row * op.offset).flatten(1).sum(1)
                 found = op.adjoint(row)
+            elif isinstance(op, Joint):
+                tangent = self.relaxation.tangent(position, torch.float32)
+                constant = constant + (row * tangent.middle).flatten(1).sum(1)
+                remainders[position] = (row * tangent.radius).flatten(1)
+                found = tuple(a.squeeze(0) for a in tangent.adjoint(row.unsqueeze(0)))
             else:
                 flat = row.flatten(1)
                 if position in self.sites:
@@ -183,4 +191,5 @@ class _Composition:
         slope = held.pop(0, torch.zeros(count, len(self.centre))).flatten(1)
         if shift is not None:
             slope = slope + shift.flatten(1)
-        return Forms((slope * self.radius)[:, self.free].contiguous(), hinges, constant + slope @ self.centre)
+        moving = torch.cat([(slope * self.radius)[:, self.free], *remainders.values()], 1)
+        return Forms(moving, hinges, constant + slope @ self.centre)

@@ -13,6 +13,7 @@ from curvverify.bounding.interval import node_image
 from curvverify.bounding.resume import NodeState, RowState, joined
 from curvverify.graph.layers import Graph
 from curvverify.ops.base import Elementwise, Envelope, Linear
+from curvverify.ops.joint import Tangent
 from curvverify.types import Interval
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Part:
     """Frames of the coupled entries of boxes around the parts, by node."""
     states: Mapping[int, NodeState] = field(default_factory=dict)
     """Where the searches for a similar box stood, by node."""
+    tangents: Mapping[int, Tangent] = field(default_factory=dict)
+    """Tangents of joint operators on boxes around the parts, by node."""
     balls: Balls | None = None
 
 
@@ -63,7 +66,10 @@ class Relaxation:
     around: Mapping[tuple[int, ...], Frame | None] = field(default_factory=dict)
     """The frames of a larger box, which blocks take where there is one."""
     states: dict[int, NodeState] = field(default_factory=dict)
+    tangents: dict[int, Tangent] = field(default_factory=dict)
+    """Of joint operators, in float64."""
     _envelopes: dict[tuple[int, torch.dtype], Envelope] = field(default_factory=dict)
+    _tangents: dict[tuple[int, torch.dtype], Tangent] = field(default_factory=dict)
     _finite: dict[int, bool] = field(default_factory=dict)
 
     def append(self, known: Interval | None) -> None:
@@ -108,6 +114,14 @@ class Relaxation:
             self._envelopes[position, dtype] = built
         return self._envelopes[position, dtype]
 
+    def tangent(self, position: int, dtype: torch.dtype) -> Tangent:
+        """The tangent of a joint operator."""
+        if dtype == torch.float64:
+            return self.tangents[position]
+        if (position, dtype) not in self._tangents:
+            self._tangents[position, dtype] = self.tangents[position].mapped(lambda t: t.to(dtype))
+        return self._tangents[position, dtype]
+
     def finite(self, position: int) -> bool:
         """Whether a node's bounds are all finite."""
         if position not in self._finite:
@@ -133,6 +147,7 @@ class Relaxation:
             None if self.balls is None else self.balls[boxes],
             around={i: None if f is None else f[boxes] for i, f in frames.items()},
             states={i: state.boxes(boxes) for i, state in states.items()},
+            tangents={i: t[boxes] for i, t in self.tangents.items()},
         )
 
 

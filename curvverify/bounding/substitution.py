@@ -14,6 +14,7 @@ from curvverify.bounding.resume import RowState
 from curvverify.numerics.rounding import TINY, gamma
 from curvverify.ops.base import Linear, Lines
 from curvverify.ops.elementwise.hinge import Hinge
+from curvverify.ops.joint import Joint, Tangent
 from curvverify.ops.product import Planes, Product
 from curvverify.types import Interval
 
@@ -39,6 +40,14 @@ class Rows:
         return Rows(self.coefficients[:, rows], None if self.input is None else self.input[:, rows])
 
 
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """J x + intercept for every row: a tangent, with its radius taken off or added by the signs of the row."""
+
+    tangent: Tangent
+    intercept: Tensor
+
+
 @dataclass(eq=False)
 class Trace:
     """What one backward pass leaves behind for the forward pass: the lines of every nonlinear node."""
@@ -52,7 +61,7 @@ class Trace:
     """(B, R): what is added to it, and what both may be wrong by (0 where the pass was not rigorous)."""
     lower: Tensor
     """(B, R): the bound; rigorous where the pass was."""
-    lines: dict[int, Lines | Planes]
+    lines: dict[int, Lines | Planes | Slopes]
     multiplier: Tensor | None
     """(B, R, 1), where the boxes are cut by balls."""
 
@@ -148,8 +157,11 @@ class Substitution:
         x = self._interval(self.graph.nodes[position].inputs[slot])
         return x.centre.nan_to_num_(0.0, 0.0, 0.0).unsqueeze(1).expand(shape)
 
-    def _lines(self, position: int, row: Tensor, smoothing: float) -> Lines | Planes:
+    def _lines(self, position: int, row: Tensor, smoothing: float) -> Lines | Planes | Slopes:
         node = self.graph.nodes[position]
+        if isinstance(node.op, Joint):
+            tangent = self.relaxation.tangent(position, self.dtype)
+            return Slopes(tangent, tangent.middle.unsqueeze(1) - row.sign() * tangent.radius.unsqueeze(1))
         if isinstance(node.op, Product):
             u, v = (self._interval(i) for i in node.inputs)
             points = self._point(position, 0, row.shape), self._point(position, 1, row.shape)
@@ -175,7 +187,7 @@ class Substitution:
         coefficients: dict[int, Tensor] = {self.node: first.expand(self.boxes, *first.shape[1:])}
         constant = torch.zeros(self.boxes, self.rows.count, dtype=self.dtype)
         slack = torch.zeros_like(constant)
-        lines: dict[int, Lines | Planes] = {}
+        lines: dict[int, Lines | Planes | Slopes] = {}
         for position in reversed(order[1:]):
             if position in self.coupled and position in self.points and position not in lines:
                 shared, price = self._coupled_lines(self.coupled[position], coefficients, smoothing, rigorous)
@@ -206,7 +218,10 @@ class Substitution:
                 if not all(self.relaxation.finite(i) for i in node.inputs):
                     term = torch.where(row == 0, 0.0, term)
                 constant = constant + term.flatten(2).sum(-1)
-                if rigorous:
+                if rigorous and isinstance(line, Slopes):
+                    steps = line.tangent.terms + node.size + 2 * len(order) + 16
+                    slack = slack + gamma(steps) * _weighted(row, line.tangent.size)
+                elif rigorous:
                     slack = slack + gamma(node.size + 2 * len(order) + 16) * self._absolute_terms(
                         node.inputs, found, term
                     )
@@ -236,7 +251,9 @@ class Substitution:
         return tuple(a.reshape(*row.shape[:2], *a.shape[1:]) for a in flat)
 
     @staticmethod
-    def _through_lines(line: Lines | Planes, row: Tensor) -> tuple[Tensor, ...]:
+    def _through_lines(line: Lines | Planes | Slopes, row: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(line, Slopes):
+            return line.tangent.adjoint(row)
         if isinstance(line, Planes):
             return row * line.slope_u, row * line.slope_v
         return (row * line.slope,)
@@ -295,7 +312,11 @@ class Substitution:
                 flat = node.op.forward(*(x.reshape(-1, *x.shape[2:]) for x in inputs))
                 values[position] = flat.reshape(*inputs[0].shape[:2], *flat.shape[1:])
             elif position in trace.lines:
-                values[position] = self._move(position, inputs, trace.lines[position], step)
+                line = trace.lines[position]
+                if isinstance(line, Slopes):
+                    values[position] = line.tangent.linear(*inputs) + line.intercept
+                else:
+                    values[position] = self._move(position, inputs, line, step)
 
     def _minimiser(self, trace: Trace) -> Tensor:
         """(B, R, *S_in): where the rows' linear forms are smallest, as far as the multipliers tell."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvverify.ops.base import Elementwise, Input, Op
+from curvverify.ops.joint import Joint
 from curvverify.ops.product import Product
 
 
@@ -35,7 +36,7 @@ class Node:
 
     @property
     def nonlinear(self) -> bool:
-        return isinstance(self.op, Elementwise | Product)
+        return isinstance(self.op, Elementwise | Product | Joint)
 
     @property
     def straight(self) -> bool:

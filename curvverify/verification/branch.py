@@ -16,6 +16,7 @@ from curvverify.bounding.linear import Effort
 from curvverify.bounding.relaxation import Part
 from curvverify.bounding.resume import NodeState
 from curvverify.bounding.slabs import Slabs
+from curvverify.ops.joint import Tangent, stacked
 from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
@@ -46,6 +47,7 @@ class _Root:
 
     checked: Checked | None
     frames: Mapping[tuple[int, ...], Frame | None]
+    tangents: Mapping[int, Tangent]
     _found: tuple[Directions | None] | None = None
 
     def directions(self, checker: Checker) -> Directions | None:
@@ -128,7 +130,7 @@ class Branching:
         for root in roots:
             for b in root.problems.unsettled.tolist():
                 one = root[torch.tensor([b])]
-                self._roots.append(_Root(one if sliced else None, one.relaxation.frames))
+                self._roots.append(_Root(one if sliced else None, one.relaxation.frames, one.relaxation.tangents))
                 self._push(one, None, [len(self._roots) - 1], [1.0])
 
     def _step(self, method: Method, deadline: Deadline) -> Checked:
@@ -190,14 +192,16 @@ class Branching:
         slabs = None
         if len(found) == len(parts):
             slabs = Slabs(*(torch.cat([getattr(s, name) for s in found]) for name in ("directions", "low", "high")))
+        roots = [self._roots[entry.root] for entry in entries for _ in range(2)]
+        tangents = {i: stacked([r.tangents[i] for r in roots]) for i in root.tangents}
         if not method.coupling:
-            return Part(known, slabs)
+            return Part(known, slabs, tangents=tangents)
         index = torch.zeros(len(parts), dtype=torch.long)
         frames = {i: None if f is None else f[index] for i, f in root.frames.items()}
         states: dict[int, NodeState] = {}
         if len(entries) == 1:
             states = {i: state.boxes(index) for i, state in entries[0].part.states.items()}
-        return Part(known, slabs, frames, states)
+        return Part(known, slabs, frames=frames, states=states, tangents=tangents)
 
     def _record(self, before: Subproblems, after: Subproblems) -> None:
         """Keep the smallest margin with which each disjunct was settled on a leaf."""

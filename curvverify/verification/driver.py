@@ -18,6 +18,8 @@ from curvverify.bounding.reduced import reducible
 from curvverify.bounding.relaxation import Part
 from curvverify.errors import UnreadableError, UsageError
 from curvverify.graph import LoadedModel, load
+from curvverify.graph.attention import with_attention
+from curvverify.graph.layers import Graph
 from curvverify.graph.replay import Replayer
 from curvverify.ops.base import Elementwise
 from curvverify.spec import load_query
@@ -168,13 +170,22 @@ class _Run:
             self.notes.append(f"{empty} of {len(self.query.groups)} input boxes are empty: nothing to refute there")
         if not self.property.groups:
             return self._result(Verdict.VERIFIED, None, None)
-        self.checker = Checker(self.loaded.graph, self.property)
+        self.checker = Checker(self._bounded_graph(), self.property)
         replayer = Replayer(self.loaded)
         self.falsifier = Falsifier(
             self.loaded.graph, self.query, self.property, replayer.run, self.options.seed, self.options.attack_starts
         )
         with torch.no_grad():
             return self._search()
+
+    def _bounded_graph(self) -> Graph:
+        """The graph that is bounded: with joint operators, unless few inputs are free, which are better split.
+
+        Given bounds, and bound methods of one's own, are for the nodes of the graph that was loaded.
+        """
+        graph = self.loaded.graph
+        few = _free(self.property.boxes) <= self.options.branch_inputs
+        return graph if few or self.given is not None or self.method is not None else with_attention(graph)
 
     def _search(self) -> Result:
         problems = Subproblems.of(self.property)
@@ -273,7 +284,7 @@ class _Run:
 
         `free` inputs: few of them are split instead of coupled, very few without more ado.
         """
-        options, graph = self.options, self.loaded.graph
+        options, graph = self.options, self.checker.graph
         yield "linear", 1, 0
         if options.branch and self._boxed(free):
             return
@@ -293,7 +304,7 @@ class _Run:
 
     def _cut_instead(self, roots: list[Checked]) -> bool:
         """Whether the kinks are going to be cut, and there are more of them than coupling could hold together."""
-        output = self.loaded.graph.output
+        output = self.checker.graph.output
         free = max((_free(root.problems.box) for root in roots), default=0)
         if not self.options.branch or free <= self.options.branch_inputs:
             return False
@@ -308,7 +319,7 @@ class _Run:
 
     def _kinked(self) -> bool:
         """Whether some function of the network has no second derivative at 0."""
-        graph = self.loaded.graph
+        graph = self.checker.graph
         for i in graph.nonlinear:
             op = graph.nodes[i].op
             if isinstance(op, Elementwise):
@@ -327,7 +338,7 @@ class _Run:
         """Bound the same subproblems once more, within the node bounds that are known."""
         relaxation = root.relaxation
         states = {i: state.pointed for i, state in relaxation.states.items()}
-        part = Part(dict(enumerate(relaxation.intervals)), states=states)
+        part = Part(dict(enumerate(relaxation.intervals)), states=states, tangents=relaxation.tangents)
         return self.checker.linear(root.problems, effort, rows, part)
 
     def _phases(self, problems: Subproblems, roots: list[Checked]) -> tuple[list[Checked], Subproblems, Witness | None]:
@@ -418,7 +429,7 @@ class _Run:
 
     def _pieces(self, boxes: int, copies: float) -> list[slice]:
         """Consecutive ranges of boxes on which all node values, `copies` times, fit into the memory."""
-        per_box = 8.0 * copies * sum(node.size for node in self.loaded.graph)
+        per_box = 8.0 * copies * sum(node.size for node in self.checker.graph)
         count = max(1, int(self.options.memory * 2**30 / per_box))
         return [slice(i, i + count) for i in range(0, boxes, count)]
 

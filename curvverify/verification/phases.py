@@ -17,6 +17,8 @@ from torch import Tensor
 
 from curvverify.bounding.phases import Ascent, Phases, concatenated, decided_lower
 from curvverify.bounding.reduced import reduced_network, reducible
+from curvverify.ops.elementwise.hinge import Hinge
+from curvverify.ops.joint import Joint
 from curvverify.types import Deadline
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
@@ -88,16 +90,18 @@ class PhaseSearch:
 
     @property
     def possible(self) -> bool:
-        """Whether the network has hinges to cut, nothing else that bends, and matrices that fit into the memory."""
+        """Whether hinges can be cut, all else is affine or has a tangent, and the matrices fit into the memory."""
         relaxation, output = self.root.relaxation, self.graph.output
         if not reducible(relaxation, output):
             return False
-        bounded = {i for i in self.graph.bounded if i in self.graph.ancestors[output]}
-        count = 0
-        for i in bounded:
-            x = relaxation.intervals[i]
-            count += int(((x.lower < 0) & (x.upper > 0)).sum())
-        free = self.graph.nodes[0].size
+        count, free = 0, self.graph.nodes[0].size
+        for i in self.graph.ancestors[output]:
+            node = self.graph.nodes[i]
+            if isinstance(node.op, Hinge):
+                x = relaxation.intervals[node.inputs[0]]
+                count += int(((x.lower < 0) & (x.upper > 0)).sum())
+            elif isinstance(node.op, Joint):
+                free += node.size
         return count > 0 and 4.0 * count * (free + count) < 0.0625 * self.memory * 2**30
 
     def run(self, deadline: Deadline) -> None:
@@ -237,7 +241,7 @@ class PhaseSearch:
         box = self.problems.box[0]
         inputs = self.root.relaxation.box.width[0].flatten() > 0
         starts = box.centre.expand(len(corners), -1).clone()
-        starts[:, inputs] += corners.double() * (0.5 * box.width[inputs])
+        starts[:, inputs] += corners[:, : int(inputs.sum())].double() * (0.5 * box.width[inputs])
         disjuncts = torch.tensor([self.targets[p.target].disjunct for p in parts])
         group = self.problems.group.expand(len(parts))
         some = slice(0, 32)

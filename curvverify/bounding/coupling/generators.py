@@ -13,9 +13,10 @@ from torch import Tensor
 
 from curvverify.bounding.coupling.grid import make_grid
 from curvverify.bounding.relaxation import Relaxation
-from curvverify.bounding.substitution import Rows, Substitution
+from curvverify.bounding.substitution import Rows, Slopes, Substitution
 from curvverify.numerics.rounding import TINY, gamma, radius_upper, round_up
 from curvverify.ops.base import Elementwise, Lines
+from curvverify.ops.joint import Joint
 from curvverify.ops.product import Planes, Product
 from curvverify.types import Interval
 
@@ -95,8 +96,12 @@ class _Strips(Substitution):
         self.strips = strips
         self.remainders: dict[int, Tensor] = {}
 
-    def _lines(self, position: int, row: Tensor, smoothing: float) -> Lines | Planes:
+    def _lines(self, position: int, row: Tensor, smoothing: float) -> Lines | Planes | Slopes:
         node, intervals = self.graph.nodes[position], self.relaxation.intervals
+        if isinstance(node.op, Joint):
+            tangent = self.relaxation.tangent(position, self.dtype)
+            self.remainders[position] = torch.where(row == 0, 0.0, row * tangent.radius.unsqueeze(1))
+            return Slopes(tangent, tangent.middle.unsqueeze(1).expand_as(row))
         if position not in self.strips:
             inputs = [intervals[i] for i in node.inputs]
             if isinstance(node.op, Product):
