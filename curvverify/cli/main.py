@@ -23,6 +23,7 @@ from curvverify.cli.portfolio import portfolio
 from curvverify.cli.radius import radius
 from curvverify.cli.start import process_start
 from curvverify.cli.supports import supports
+from curvverify.cli.train import train
 from curvverify.cli.verify import verify
 from curvverify.errors import CurvverifyError
 
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (verify, batch, compare, portfolio, bounds, curvature, radius, demo, supports):
+for command in (verify, batch, compare, portfolio, bounds, curvature, radius, train, demo, supports):
     app.command()(command)
 
 
