@@ -22,6 +22,7 @@ from curvverify.graph.attention import with_attention
 from curvverify.graph.layers import Graph
 from curvverify.graph.replay import Replayer
 from curvverify.ops.base import Elementwise
+from curvverify.ops.joint import Joint
 from curvverify.spec import load_query
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval, Verdict
@@ -61,6 +62,9 @@ COVERED = 0.9
 
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
+
+PHASES = 0.85
+"""Share of the time left for cutting kinks where inputs can be split instead."""
 
 WORTH = 0.05
 """Coupling goes on, with more levels, while the last step took away this share of the deepest shortfall."""
@@ -313,9 +317,12 @@ class _Run:
     def _boxed(self, free: int) -> bool:
         """Whether Taylor forms in so many free inputs pay: they are few, and something bends.
 
-        Networks that are straight but for kinks do better with rows by substitution, box by box.
+        Networks that are straight but for kinks do better with rows by substitution, box by box; Taylor forms have no
+        joint operators.
         """
-        return free <= self.options.box_inputs and not all(node.straight for node in self.loaded.graph)
+        nodes = self.checker.graph.nodes
+        bends = any(node.nonlinear and not node.straight for node in nodes)
+        return free <= self.options.box_inputs and bends and not any(isinstance(node.op, Joint) for node in nodes)
 
     def _kinked(self) -> bool:
         """Whether some function of the network has no second derivative at 0."""
@@ -345,8 +352,11 @@ class _Run:
         """Cut the roots' boxes at the kinks of their hinges, where nothing else bends; what is left of the roots."""
         begun, before, bounded = time.monotonic(), int(problems.open.sum()), 0
         options, left = self.options, list[Checked]()
-        if _free(problems.box) <= options.branch_inputs:
+        free = _free(problems.box)
+        if free <= options.coupling_inputs:
             return roots, problems, None
+        share = 1.0 if free > options.branch_inputs else PHASES
+        deadline = self.deadline.sooner(share * self.deadline.remaining)
         boxes = [root[torch.tensor([b])] for root in roots for b in root.problems.unsettled.tolist()]
         margins = torch.full_like(problems.open, -torch.inf, dtype=torch.float64)
         still = problems.open.clone()
@@ -362,7 +372,7 @@ class _Run:
             if not search.possible:
                 left.append(box)
                 continue
-            search.run(self.deadline.sooner(self.deadline.remaining / (len(boxes) - k)))
+            search.run(deadline.sooner(deadline.remaining / (len(boxes) - k)))
             bounded += search.bounded
             group = int(box.problems.group)
             margins[group], still[group] = search.outcome()
