@@ -353,7 +353,7 @@ class _Run:
         begun, before, bounded = time.monotonic(), int(problems.open.sum()), 0
         options, left = self.options, list[Checked]()
         free = _free(problems.box)
-        if free <= options.coupling_inputs:
+        if free <= min(options.coupling_inputs, options.branch_inputs):
             return roots, problems, None
         share = 1.0 if free > options.branch_inputs else PHASES
         deadline = self.deadline.sooner(share * self.deadline.remaining)
