@@ -4,7 +4,8 @@
     .venv/bin/python benchmarks/radius.py large ../shared --limit 1000       # at 2.0 and 2.5
     .venv/bin/python benchmarks/radius.py plain ../shared --limit 10000      # the published dual: ball only
     .venv/bin/python benchmarks/radius.py radii ../shared --limit 10000      # the largest radius of every image
-    .venv/bin/python benchmarks/radius.py tanh ../shared --limit 2000 --local 20  # mean radii, eight tanh networks
+    .venv/bin/python benchmarks/radius.py deep ../shared --limit 2000 --few 5     # mean radii, eight tanh networks
+    .venv/bin/python benchmarks/radius.py deep ../shared --nets NET.onnx          # of another MNIST network
 
 The folder is the one that holds models/ and data/mnist.npz.
 """
@@ -17,6 +18,7 @@ import math
 import statistics
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import curvverify
+from curvverify.certificates.record import SampleRadius
 
 CRC = "crc_mnist_2x1024_softplus"
 TANH = ("3F", "3F-reg", "4F", "4F-reg", "5F", "5F-reg", "6F", "6F-reg")
@@ -86,31 +89,39 @@ def largest(folder: Path, limit: int, console: Console) -> dict[str, object]:
     return found
 
 
-def tanh(folder: Path, limit: int, local: int, console: Console) -> dict[str, object]:
-    """Mean radii of the tanh networks: global constants on many images, constants of the ball on a few."""
+def deep(folder: Path, limit: int, few: int, names: list[str], console: Console) -> dict[str, object]:
+    """Mean radii by method: closed forms with global constants on many images, bounds over the ball on a few."""
     x, y = images(folder, limit)
-    table = Table(title=f"mean radii; {limit} images with global constants, {local} with those of the ball")
-    for name in ("net", "reference L / K", "Lipschitz", "Taylor", "Taylor (few)", "local", "attacked", "s", "method"):
+    table = Table(title=f"mean l2 radii; {limit} images for the first two, {few} for the rest")
+    for name in ("net", "reference L / K", "Lipschitz", "Taylor", "Taylor", "linear", "s", "high", "s", "attacked", "by"):
         table.add_column(name, justify="right")
     rows: dict[str, object] = {}
-    for name in TANH:
-        path = folder / "models" / f"ccb_mnist_{name}_tanh.onnx"
-        fast = curvverify.certified_radius(path, x, y, effort="fast")
-        few = curvverify.certified_radius(path, x[:local], y[:local]) if local else None
-        means = [statistics.fmean(getattr(s, f) for s in fast.samples) for f in ("radius_lipschitz", "radius_taylor")]
+    for name in names:
+        path = Path(name) if name.endswith(".onnx") else folder / "models" / f"ccb_mnist_{name}_tanh.onnx"
+        closed = curvverify.certified_radius(path, x, y, effort="fast").samples
+        means = [_mean(closed, "radius_lipschitz"), _mean(closed, "radius_taylor")]
+        if few:
+            normal, high = (
+                curvverify.certified_radius(path, x[:few], y[:few], effort=e, attack=True).samples
+                for e in ("normal", "high")
+            )
+            means.append(_mean(normal, "radius_taylor"))
+            means += [_mean(found, f) for found in (normal, high) for f in ("radius_certified", "seconds")]
+            means.append(min(_mean(found, "radius_attacked") for found in (normal, high)))
         cells = [f"{m:.4g}" for m in means]
-        if few is not None:
-            fields = ("radius_taylor", "radius_certified", "radius_attacked", "seconds")
-            values = [statistics.fmean(getattr(s, f) for s in few.samples) for f in fields]
-            means += values
-            cells += [f"{v:.4g}" for v in values]
-            cells.append(Counter(s.method for s in few.samples).most_common(1)[0][0])
+        if few:
+            assert all(s.radius_certified <= s.radius_attacked for s in (*normal, *high))
+            cells.append(", ".join(f"{method} {n}" for method, n in Counter(s.method for s in high).most_common()))
         reference = REFERENCE.get(name)
-        table.add_row(name, "-" if reference is None else f"{reference[1]} / {reference[0]}", *cells)
-        rows[name] = means
-        console.print(name, *cells, markup=False)
+        table.add_row(path.stem, "-" if reference is None else f"{reference[1]} / {reference[0]}", *cells)
+        rows[path.stem] = means
+        console.print(path.stem, *cells, markup=False)
     console.print(table)
     return rows
+
+
+def _mean(samples: Sequence[SampleRadius], field: str) -> float:
+    return statistics.fmean(getattr(s, field) for s in samples)
 
 
 def _print(console: Console, title: str, values: dict[str, object]) -> None:
@@ -124,17 +135,18 @@ def _print(console: Console, title: str, values: dict[str, object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["crc", "large", "plain", "radii", "tanh"])
+    parser.add_argument("task", choices=["crc", "large", "plain", "radii", "deep"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--local", type=int, default=20)
+    parser.add_argument("--few", type=int, default=5)
+    parser.add_argument("--nets", nargs="+", default=list(TANH))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     console = Console(highlight=False, width=140)
-    if arguments.task == "tanh":
-        found: object = tanh(arguments.folder, arguments.limit, arguments.local, console)
+    if arguments.task == "deep":
+        found: object = deep(arguments.folder, arguments.limit, arguments.few, arguments.nets, console)
     elif arguments.task == "radii":
         found = largest(arguments.folder, arguments.limit, console)
     else:

@@ -39,6 +39,14 @@ BEYOND = 1.001
 """Radii are proved a little beyond the closest counterexample, so that a contradiction would show."""
 
 
+CLOSER = 4
+"""Radii below that of the closest counterexample at which others are sought by gradient descent, where asked for."""
+
+
+WORTH = 0.02
+"""Relative gap between certified and attacked radius above which that is done."""
+
+
 @dataclass(eq=False)
 class State:
     """What is known of the B samples of a batch."""
@@ -72,7 +80,6 @@ class Pairs:
     lipschitz: Tensor
     taylor: Tensor
     attack: Tensor
-    third: Tensor
 
     @property
     def closed(self) -> Tensor:
@@ -141,7 +148,6 @@ class L2Certifier:
             lipschitz_radius(at.lower, L),
             taylor_radius(at.lower, at.slope_upper, bend),
             attack_radius(at.upper, at.slope_lower, top),
-            self.table.third[labels, t],
         )
 
     def _closed(self, state: State, right: Tensor, pairs: Pairs) -> None:
@@ -350,20 +356,32 @@ class L2Certifier:
                     break
 
     def _attack(self, state: State, right: Tensor) -> None:
-        """Projected gradient descent at every radius asked for, and at every certified one, to refute it."""
-        if not len(right):
+        """Projected gradient descent at every radius asked for, and at every certified one, to refute it.
+
+        Where no radii are asked for, then by bisection for counterexamples closer than the closest known.
+        """
+        for eps in sorted(self.options.eps):
+            self._descend(state, right, torch.full((len(right),), eps).double())
+        floor = state.certified[right].clone()
+        self._descend(state, right, floor)
+        for step in range(0 if self.options.eps else CLOSER):
+            known = state.attacked[right]
+            gap = known - floor
+            r = known - 0.02 * gap if not step else floor + 0.5 * gap
+            self._descend(state, right, torch.where(gap > WORTH * known, r, 0.0))
+            floor = torch.where(state.attacked[right] > r, r, floor)
+
+    def _descend(self, state: State, right: Tensor, r: Tensor) -> None:
+        """Attack the correct samples within r, where no counterexample is known there; not where r is 0."""
+        left = (r <= state.attacked[right]) & (r > 0) & r.isfinite()
+        chosen, r = right[left], r[left]
+        if not len(chosen):
             return
-        for eps in (*sorted(self.options.eps), None):
-            r = state.certified[right] if eps is None else torch.full((len(right),), eps).double()
-            left = (r <= state.attacked[right]) & (r > 0) & r.isfinite()
-            chosen, r = right[left], r[left]
-            if not len(chosen):
-                continue
-            x = state.x[chosen]
-            box = (self.confirmer.low - x, self.confirmer.high - x)
-            d = descended(self.evaluator, x, state.y[chosen], r, box, "l2", seed=self.options.seed)
-            for k, b in enumerate(chosen.tolist()):
-                self._confirm(state, b, d[k], float(r[k]))
+        x = state.x[chosen]
+        box = (self.confirmer.low - x, self.confirmer.high - x)
+        d = descended(self.evaluator, x, state.y[chosen], r, box, "l2", seed=self.options.seed)
+        for k, b in enumerate(chosen.tolist()):
+            self._confirm(state, b, d[k], float(r[k]))
 
 
 def replace_pairs(pairs: Pairs, index: Tensor) -> Pairs:
@@ -371,7 +389,7 @@ def replace_pairs(pairs: Pairs, index: Tensor) -> Pairs:
     problem = pairs.problem[index]
     problem = replace(problem, sample=torch.zeros_like(problem.sample))
     at = Enclosed(*(getattr(pairs.at, f)[index] for f in ("lower", "upper", "gradient", "error")))
-    rest = (getattr(pairs, f)[index] for f in ("t", "lipschitz", "taylor", "attack", "third"))
+    rest = (getattr(pairs, f)[index] for f in ("t", "lipschitz", "taylor", "attack"))
     return Pairs(problem, at, *rest)
 
 

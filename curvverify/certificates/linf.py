@@ -67,13 +67,11 @@ class LinfCertifier:
             for b in right.tolist():
                 method[b] = "none" if not certified[b] > 0 else "taylor" if second[b] >= first[b] else "lipschitz"
             self._attack(x, y, right, certified, attacked)
-            margin, reach = (
-                at.lower.reshape(len(right), -1),
-                (at.lower / upper.clamp(min=1e-12)).reshape(len(right), -1),
-            )
-            self._bounded(
-                x[right], right, rows.reshape(len(right), K - 1, K), margin, reach, certified, attacked, method
-            )
+            margin, reach = (t.reshape(len(right), -1) for t in (at.lower, at.lower / upper.clamp(min=1e-12)))
+            shaped = rows.reshape(len(right), K - 1, K)
+            self._bounded(x[right], right, shaped, margin, reach, certified, attacked, method)
+            if self.options.attack:
+                self._descend(x, y, right, certified[right], attacked)
         seconds = (time.perf_counter() - started) / B
         columns = (y, predicted, certified, attacked, first, second, certain)
         found = []
@@ -87,17 +85,20 @@ class LinfCertifier:
         high = torch.full_like(low, torch.inf)
         radii = [torch.full_like(low, e) for e in sorted(self.options.eps, reverse=True)]
         for step in range(len(radii) or STEPS[self.options.effort]):
-            finite = high.isfinite()
-            r = radii[step] if radii else torch.where(finite, (low * high).sqrt(), low * GROWTH)
-            box = (self.confirmer.low - x[right], self.confirmer.high - x[right])
-            d = descended(self.evaluator, x[right], y[right], r, box, "linf", starts=2, seed=self.options.seed)
-            for k, b in enumerate(right.tolist()):
-                found = self.confirmer.confirm(x[b], d[k], int(y[b]), float(r[k]))
-                if found is not None:
-                    attacked[b] = min(float(attacked[b]), found.distance)
-                    high[k] = min(float(high[k]), found.distance)
-                else:
-                    low[k] = max(float(low[k]), float(r[k]))
+            r = radii[step] if radii else torch.where(high.isfinite(), (low * high).sqrt(), low * GROWTH)
+            found = self._descend(x, y, right, r, attacked)
+            high, low = torch.where(found, attacked[right], high), torch.where(found, low, torch.maximum(low, r))
+
+    def _descend(self, x: Tensor, y: Tensor, right: Tensor, r: Tensor, attacked: Tensor) -> Tensor:
+        """Whether there is a counterexample within r (b) of the correct samples; the closest are taken over."""
+        box = (self.confirmer.low - x[right], self.confirmer.high - x[right])
+        d = descended(self.evaluator, x[right], y[right], r, box, "linf", starts=2, seed=self.options.seed)
+        met = torch.zeros(len(right), dtype=torch.bool)
+        for k, b in enumerate(right.tolist()):
+            found = self.confirmer.confirm(x[b], d[k], int(y[b]), float(r[k]))
+            if found is not None:
+                attacked[b], met[k] = min(float(attacked[b]), found.distance), True
+        return met
 
     def _bounded(
         self,

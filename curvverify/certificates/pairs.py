@@ -21,8 +21,6 @@ class PairTable:
     lipschitz: Tensor
     bend: Tensor
     top: Tensor
-    third: Tensor
-    """Lipschitz constant of the Hessian."""
 
     def of(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(lipschitz, bend, top) of pairs (N)."""
@@ -37,16 +35,12 @@ def pair_table(analysis: Analysis, labels: list[int]) -> PairTable:
     K = analysis.setting.graph.nodes[analysis.setting.graph.output].size
     wanted = sorted({(min(y, t), max(y, t)) for y in labels for t in range(K) if t != y})
     full = torch.full((K, K), torch.inf, dtype=torch.float64)
-    tables = {name: full.clone() for name in ("lipschitz", "bend", "top", "third")}
+    tables = {name: full.clone() for name in ("lipschitz", "bend", "top")}
     rows = pair_constants(analysis, wanted)
-    output = analysis.nodes[-1]
-    entries = output.entries.third_order.flatten()
     for k, (y, t) in enumerate(wanted):
-        third = min(1.4142135623730952 * output.third_order.value, float(entries[y] + entries[t]) * (1 + 1e-15))
         for a, b, top, low in ((y, t, rows.upper[k], rows.lower[k]), (t, y, -rows.lower[k], -rows.upper[k])):
             tables["lipschitz"][a, b] = rows.lipschitz[k]
             tables["top"][a, b], tables["bend"][a, b] = top, -low
-            tables["third"][a, b] = third
     return PairTable(**tables)
 
 

@@ -31,7 +31,7 @@ def radii_figure(samples: Sequence[SampleRadius], norm: str, path: Path) -> None
     unit = {"l2": "l2", "linf": "l-infinity"}[norm]
     _accuracy(axes[0], columns, unit)
     _histogram(axes[1], columns, unit)
-    _scatter(axes[2], columns["Lipschitz"][0], columns["certified"][0], unit)
+    _scatter(axes[2], columns, unit)
     save(figure, path)
 
 
@@ -57,11 +57,13 @@ def _histogram(axis: Axes, columns: dict[str, tuple[Array, str]], unit: str) -> 
     axis.legend(frameon=False)
 
 
-def _scatter(axis: Axes, first: Array, second: Array, unit: str) -> None:
-    first, second = first[:MOST_POINTS], second[:MOST_POINTS]
-    axis.plot(first, second, ".", color=BLUE, markersize=2)
+def _scatter(axis: Axes, columns: dict[str, tuple[Array, str]], unit: str) -> None:
+    first = columns["Lipschitz"][0][:MOST_POINTS]
+    for name in ("Taylor", "certified"):
+        second, colour = columns[name]
+        axis.plot(first, second[:MOST_POINTS], ".", color=colour, markersize=2, label=name)
     top = float(first.max()) if len(first) else 1.0
     axis.plot([0.0, top], [0.0, top], "-", color=GREY, linewidth=0.8, label="equal")
     axis.set_xlabel(f"first order: {unit} radius by Lipschitz constants")
-    axis.set_ylabel("certified")
+    axis.set_ylabel("second order, and all methods together")
     axis.legend(frameon=False)

@@ -110,6 +110,22 @@ def test_reduced_network_has_the_same_constants() -> None:
     assert Structure(analyser.graph).graph is graph
 
 
+class Bow(nn.Module):
+    """The margin 0.01 + sin(x) - x: at 0 its gradient and Hessian vanish, and all it loses is of third order."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.sin(x) - x + 0.01, 0.0 * x], 1)
+
+
+def test_third_order_wins_where_the_hessian_vanishes() -> None:
+    """0.01 > r^3 / 6 up to .391, while the curvature r of the ball proves 0.01 > r^3 / 2 up to .271 only."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    analyser = LocalAnalyser(load(Bow(), shapes=(1, 1)).graph.to(torch.float64))
+    found = analyser.radius(zero, 0, torch.tensor([0.01]).double(), zero, 0.0, 1.0)
+    assert found.method == "cubic"
+    assert 0.38 < found.radius < 0.3935  # where 0.01 + sin(r) - r = 0
+
+
 def test_nonsmooth_networks_get_first_order_radii() -> None:
     module = network([2, 6, 3], nn.ReLU)
     x = torch.rand(4, 2, dtype=torch.float64)
