@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ def to_onnx(module: nn.Module, shape: tuple[int, ...], name: str = "network") ->
     return proto
 
 
-def save_onnx(module: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+def save_onnx(module: nn.Module, shape: tuple[int, ...], path: str | os.PathLike[str]) -> None:
     """Write `to_onnx` to a file."""
-    onnx.save(to_onnx(module, shape, path.stem), path)
+    onnx.save(to_onnx(module, shape, Path(path).stem), path)
 
 
 @dataclass(eq=False)

@@ -98,6 +98,7 @@ def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(ROOT / name)
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     runner = Runner()
     examples = list(Document.parse(str(page), runner.parse).examples())
     for example in examples:
