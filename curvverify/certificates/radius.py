@@ -103,7 +103,7 @@ def certified_radius(
     loaded = model if isinstance(model, LoadedModel) else load(model, shapes=shapes)
     chosen: Domain | None = resolve_domain(domain, xs.dtype == "uint8")
     options = RadiusOptions(norm, tuple(float(e) for e in eps), chosen, effort, attack)  # type: ignore[arg-type]
-    samples = checked_samples(xs, y, *network_size(loaded), chosen)
+    samples = checked_samples(xs, y, *network_size(loaded), chosen, shape=loaded.graph.input_shape)
     certifier = Certifier(loaded, samples.y.tolist(), options)
     found = tuple(certifier.run(samples.x, samples.y))
     return RadiusReport(loaded.name, options.norm, chosen, options.eps, found, time.monotonic() - started)

@@ -134,7 +134,8 @@ def _estimates(
 
     nodes = loaded.graph.nodes
     raw, labels = read_split(data, split)
-    samples = checked_samples(raw[:limit], labels[:limit], nodes[0].size, nodes[-1].size, what=f"{data} ({split})")
+    sizes, shape = (nodes[0].size, nodes[-1].size), loaded.graph.input_shape
+    samples = checked_samples(raw[:limit], labels[:limit], *sizes, what=f"{data} ({split})", shape=shape)
     x, y = samples.x.reshape(-1, *loaded.graph.input_shape), samples.y
     function = Pair(*pair) if pair is not None else Margin(y) if loss == "margin" else CrossEntropy(y)
     with Progress(console=stderr_console(), transient=True) as bar:

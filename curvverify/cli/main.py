@@ -19,6 +19,7 @@ from curvverify.cli.bounds import bounds
 from curvverify.cli.compare import compare
 from curvverify.cli.curvature import curvature
 from curvverify.cli.demo import demo
+from curvverify.cli.evaluate import evaluate
 from curvverify.cli.portfolio import portfolio
 from curvverify.cli.radius import radius
 from curvverify.cli.start import process_start
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (verify, batch, compare, portfolio, bounds, curvature, radius, train, demo, supports):
+for command in (verify, batch, compare, portfolio, bounds, curvature, radius, train, evaluate, demo, supports):
     app.command()(command)
 
 

@@ -59,7 +59,8 @@ def radius(
     chosen = resolve_domain(where, str(x.dtype) == "uint8")
     options = RadiusOptions(norm, radii, chosen, effort, attack, batch)
     loaded = load(existing(model), shapes=parse_shapes(shape or ()) or None)
-    samples = checked_samples(x[:count], y[:count], *network_size(loaded), chosen, f"{data} ({split})")
+    sizes, images = network_size(loaded), loaded.graph.input_shape
+    samples = checked_samples(x[:count], y[:count], *sizes, chosen, f"{data} ({split})", images)
     _say(samples, options, loaded)
     done, stream = open_for_append(out, _settings(loaded, data, split, options), resume)
     with stream:

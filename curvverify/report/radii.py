@@ -202,22 +202,23 @@ def typical_eps(rows: Sequence[Row], count: int = 5) -> tuple[float, ...]:
 
 def radii_tables(summary: RadiiSummary, title: str) -> list[Table]:
     """Accuracy over radii, and the radii themselves."""
-    over = Table(title=f"{title}: {summary.samples} samples, clean accuracy {_percent(summary.clean)}")
+    over = Table(title=f"{title}: {summary.samples} samples, clean accuracy {percent(summary.clean)}")
     for name in ("radius", "Lipschitz", "closed form", "certified", "attacked", "undecided", "attack certificate"):
         over.add_column(name, justify="right")
     for a in summary.at:
         shares = (a.lipschitz, a.closed_form, a.certified, a.attacked)
-        over.add_row(f"{a.eps:g}", *map(_percent, shares), str(a.undecided), _percent(a.attack_certified))
+        over.add_row(f"{a.eps:g}", *map(percent, shares), str(a.undecided), percent(a.attack_certified))
     radii = Table(title=f"radii; {summary.seconds_per_sample * 1e3:.3g} ms per sample")
     for name in ("", "mean", "median"):
         radii.add_column(name, justify="left" if not name else "right")
     for name in summary.mean:
         radii.add_row(name, f"{summary.mean[name]:.4g}", f"{summary.median[name]:.4g}")
-    radii.add_row("exact", _percent(summary.exact), "")
+    radii.add_row("exact", percent(summary.exact), "")
     for name, count in sorted(summary.methods.items()):
         radii.add_row(f"by {name}", str(count), "")
     return [over, radii]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share with two digits after the point."""
     return f"{100.0 * share:.2f} %"

@@ -27,14 +27,23 @@ class Samples:
 
 
 def checked_samples(
-    x: Any, y: Any, size: int, classes: int, domain: tuple[float, float] | None = None, what: str = ""
+    x: Any,
+    y: Any,
+    size: int,
+    classes: int,
+    domain: tuple[float, float] | None = None,
+    what: str = "",
+    shape: tuple[int, ...] = (),
 ) -> Samples:
     """The samples as tensors; UsageError where they make no sense for a network of that size.
 
     x: (N, ...) with `size` entries each (a single sample may come without N), N > 0, bytes or floating point; y: N
-    integers from 0 on below `classes`.  Entries lie in the `domain`, where there is one.
+    integers from 0 on below `classes`.  Entries lie in the `domain`, where there is one.  Images (H, W, C) for a
+    network whose inputs have the shape (C, H, W) are turned.
     """
     xs, ys = as_array(x), np.atleast_1d(as_array(y))
+    if len(shape) == 3 and xs.shape[1:] == (*shape[1:], shape[0]) != shape:
+        xs = xs.transpose(0, 3, 1, 2)
     where = f"{what}: " if what else ""
     if xs.dtype == object or xs.dtype.kind not in "fiub":
         raise UsageError(f"{where}inputs of type {xs.dtype}: give bytes or floating-point numbers")

@@ -123,7 +123,7 @@ def certified_estimate(
 ) -> tuple[Tensor, Tensor]:
     """(correct, certified) flags (B) at radius eps by the dual in floating point: estimates, for watching a run.
 
-    bend (K, K) is that of `PairEstimates`.  All classes are rivals, the closest first.
+    bend (K, K) is that of `PairEstimates`.  All classes are rivals; the closed form settles easy ones.
     """
     z = model(x)
     f = z.gather(1, y.unsqueeze(1)) - z
@@ -135,8 +135,10 @@ def certified_estimate(
         if not len(index):
             break
         xs, ys, ts = x[index], y[index], order[index, k]
-        P = bend[ys, ts]
-        d = towards_boundary(model, xs, ys, ts, eps, P, bend[ts, ys], steps)
+        P, g = bend[ys, ts], margin_gradient(model, xs, ys, ts)
+        near = margins(z[index], ys, ts) - eps * g.flatten(1).norm(dim=1) - 0.5 * P * eps**2 <= 0.0
+        index, xs, ys, ts, P, g = index[near], xs[near], ys[near], ts[near], P[near], g[near]
+        d = towards_boundary(model, xs, ys, ts, eps, P, bend[ts, ys], steps, g)
         inside = (eps**2 - d.flatten(1).square().sum(1)).clamp(min=0.0)
         open_[index] = margins(model(xs + d), ys, ts) - 0.5 * P * inside > 0.0
     return correct, open_

@@ -68,10 +68,21 @@ def test_killed_and_resumed(data: Path, tmp_path: Path, call: Callable[..., Call
     assert call(*arguments(data, whole, *more)).code == 0
     assert _weights(out) == _weights(whole)
     _check_what_is_written(out, json.loads(ended.out))
-    radii = call("radius", out, "--data", data, "--out", tmp_path / "r.csv", "--eps", 0.6, "--json", "--effort", "fast")
-    assert radii.code == 0
+    _check_evaluation(out, data, call)
+
+
+def _check_evaluation(out: Path, data: Path, call: Callable[..., Call]) -> None:
+    """`evaluate` says what `radius --attack` does, and orders its shares."""
+    radii = call("radius", out, "--data", data, "--out", out.with_name("r.csv"), "--eps", 0.6, "--attack", "--json")
     (level,) = json.loads(radii.out)["at"]
-    assert level["certified"] > 0.5
+    found = json.loads(call("evaluate", out, "--data", data, "--eps", "0.6", "--linf", 0.1, "--json").out)
+    assert found["at"] == [{k: level[k] for k in ("eps", "certified", "attacked")}]
+    assert 0.5 < level["certified"] <= level["attacked"] <= found["clean"]
+    assert level["attacked"] <= found["attacked_linf"] <= found["clean"]  # 0.1 * 6 = 0.6: the cube lies in the ball
+    assert 0.0 < found["gradient_norm_estimate"] <= 2.0 * found["lipschitz_upper"]
+    assert 0.0 < found["hessian_norm_estimate"] <= 2.0 * found["curvature_upper"]
+    table = call("evaluate", out, out, "--data", data, "--eps", "0.6").out
+    assert table.count(f"{100 * level['certified']:.2f} %") >= 2
 
 
 def _check_what_is_written(out: Path, summary: dict[str, object]) -> None:
