@@ -348,6 +348,8 @@ class Substitution:
 
 def _weighted(row: Tensor, magnitude: Tensor) -> Tensor:
     """sum |row| magnitude over the entries: (B, R, *S) and (B, *S) -> (B, R); 0 * inf counts as 0."""
+    if len(row) == 1 and bool(magnitude.isfinite().all()):
+        return (row.abs().flatten(2) @ magnitude.flatten(1).unsqueeze(2)).squeeze(2)
     terms = row.abs() * magnitude.unsqueeze(1)
     if bool(magnitude.isinf().any()):
         terms = torch.where(row == 0, 0.0, terms)
