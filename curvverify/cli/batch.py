@@ -182,9 +182,17 @@ def chosen_instances(files: list[Path], only: Sequence[str], cap: float | None) 
 def shown(records: Iterator[Record], done: int, total: int) -> Iterator[Record]:
     """The same records, with a progress bar on a terminal and a line each elsewhere, both on stderr."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
     console = stderr_console()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    last = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    fixed = (Column(no_wrap=True, min_width=width) for width in (12, 7, 7))
+    columns = (
+        BarColumn(12, table_column=next(fixed)),
+        MofNCompleteColumn(table_column=next(fixed)),
+        TimeElapsedColumn(table_column=next(fixed)),
+        last,
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total, completed=done)
         for record in records:
@@ -192,7 +200,8 @@ def shown(records: Iterator[Record], done: int, total: int) -> Iterator[Record]:
             names = (record.method, *record.key) if record.method else record.key
             line = f"{record.verdict:<10} {record.seconds:7.1f} s  " + "  ".join(names)
             if console.is_terminal:
-                progress.update(task, advance=1, description=line)
+                short = f"{record.verdict} {record.seconds:.1f} s {record.method} {Path(record.vnnlib).name}"
+                progress.update(task, advance=1, description=short)
             else:
                 console.print(f"[{done}/{total}] {line}", markup=False, soft_wrap=True)
             yield record

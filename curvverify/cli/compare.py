@@ -70,7 +70,7 @@ def compare(
     only: Annotated[
         list[str] | None, typer.Option("--filter", metavar="GLOB", help="Only where family, onnx or vnnlib match.")
     ] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Only so many instances, drawn with the seed; 0: all.")] = 0,
+    sample: Annotated[int, typer.Option(min=0, help="Only so many of every family, drawn with the seed; 0: all.")] = 0,
     expected: Annotated[
         list[Path] | None,
         typer.Option(metavar="CSV", help="Known verdicts (default: expected.csv beside the instances)."),
@@ -122,9 +122,7 @@ def _methods(text: str, options: Any) -> list[str]:
 def _instances(
     targets: list[Path], network: Path | None, only: list[str], timeout: float, sample: int, seed: int
 ) -> list[Instance]:
-    """The instances of lists, and one for every property; `sample` of them in their order where that is fewer."""
-    import random
-
+    """The instances of lists, and one for every property; `sample` of every family where that is fewer."""
     from curvverify.cli.child import Instance
 
     lists = [path for path in targets if path.suffix == ".csv"]
@@ -137,10 +135,18 @@ def _instances(
     if network is not None:
         model = existing(network).resolve()
         found += [Instance(q.resolve().parent.name, str(model), str(q.resolve()), timeout, Path("/")) for q in queries]
-    if 0 < sample < len(found):
-        places = sorted(random.Random(seed).sample(range(len(found)), sample))
-        found = [found[i] for i in places]
-    return found
+    return sampled(found, sample, seed) if sample else found
+
+
+def sampled(instances: list[Instance], count: int, seed: int) -> list[Instance]:
+    """At most `count` of every family, in their order."""
+    import random
+
+    families: dict[str, list[int]] = {}
+    for i, instance in enumerate(instances):
+        families.setdefault(instance.family, []).append(i)
+    chosen = (random.Random(seed).sample(places, min(count, len(places))) for places in families.values())
+    return [instances[i] for places in chosen for i in sorted(places)]
 
 
 def _joined(files: list[Path], chosen: list[Instance]) -> list[Record]:

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from curvverify.types import Deadline
-    from curvverify.verification.result import Progress
+    from curvverify.verification.result import Progress, Result
 
 DELAY = 0.7
 """Seconds before the line appears: most answers come sooner, and shall not wait for it."""
+
+ENDED_EARLY = ("cancelled", "stopped")
+"""How the notes begin that say why a run ended before its deadline."""
 
 REFRESH = 4.0
 """Times a second that the line is drawn."""
@@ -29,12 +32,30 @@ def line_text(p: Progress, seconds_left: float) -> str:
     parts = [p.stage, f"proved margin {margin}"]
     if p.bounded or p.stage == "branch":
         share = "" if p.share_left >= 1.0 else f", {100 * p.share_left:.3g}% left"
-        parts += [f"{p.open_subproblems} open subproblems{share}", f"{p.bounded} bounded"]
+        parts += [f"{_counted(p.open_subproblems, 'open subproblem')}{share}", f"{p.bounded} bounded"]
     else:
-        parts.append(f"{p.open_disjuncts} open disjunct{'s' * (p.open_disjuncts != 1)}")
+        parts.append(_counted(p.open_disjuncts, "open disjunct"))
     if seconds_left != float("inf"):
         parts.append(f"{max(seconds_left, 0.0):.0f} s left")
     return "   ".join(parts)
+
+
+def open_text(result: Result) -> str:
+    """What is proved although no verdict is, what is left, and why it ended; empty where there is a verdict."""
+    if result.remaining is None:
+        return ""
+    left, margin = result.remaining, result.margin_lower
+    best = f"best proved margin {margin:.4g}" if margin > -float("inf") else "no margin proved"
+    what = "subproblem" if result.subproblems else "input box"
+    still = sum(d.settled_by is None for d in result.disjuncts)
+    text = f"{best} (a positive one verifies); open: {_counted(still, 'disjunct')}"
+    text += f" on {left.count} {what}{('s' if what == 'subproblem' else 'es') * (left.count != 1)}"
+    text += f", {100 * left.share:.3g}% of the input region; --json FILE lists them"
+    return "\n".join([text, *(note for note in result.notes if note.startswith(ENDED_EARLY))])
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 class ProgressLine:

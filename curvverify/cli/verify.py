@@ -23,7 +23,7 @@ from curvverify.cli.inputs import (
     parse_networks,
     parse_shapes,
 )
-from curvverify.cli.live import interrupt_cancels, progress_line
+from curvverify.cli.live import interrupt_cancels, open_text, progress_line
 from curvverify.cli.options import resolve, to_toml, with_options
 from curvverify.cli.output import setup_logging, write_file
 from curvverify.errors import CurvverifyError, UsageError
@@ -104,6 +104,8 @@ def verify(
 
     parsed, result = _reported(work, result_file)
     _deliver(parsed, result, result_file, json_file, serialise_assignments)
+    if not quiet and sys.stderr.isatty() and (text := open_text(result)):
+        typer.echo(text, err=True)
 
 
 def decide(job: Job, live: bool = False) -> tuple[Query, Result]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curvverify.plots.style import COLOURS, new_figure, save
+from curvverify.plots.style import COLOURS, count_along, new_figure, save, seconds_up
 from curvverify.report.batch import Record
 
 DASHES = ("-", "--", ":")
@@ -24,7 +24,8 @@ def cactus(runs: Mapping[str, Iterable[Record]], path: Path) -> None:
         colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
         count = np.arange(1, len(seconds) + 1)
         axis.plot(count, seconds, ".", linestyle=dashes, color=colour, markersize=4, label=label)
-    axis.set_yscale("log")
+    seconds_up(axis)
+    count_along(axis)
     axis.set_xlabel("instances decided")
     axis.set_ylabel("seconds per instance, whole process")
     axis.grid(True, axis="y", alpha=0.3)

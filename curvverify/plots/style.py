@@ -34,6 +34,23 @@ def new_figure(columns: int, width: float, height: float) -> tuple[Figure, list[
     return figure, axes
 
 
+def count_along(axis: Axes) -> None:
+    """Whole numbers on the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def seconds_up(axis: Axes) -> None:
+    """Seconds on a logarithmic vertical axis, written as 0.5, 1, 2, 5, 10."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write the picture in the format that the suffix names; UnsupportedError for one matplotlib does not know."""
     try:

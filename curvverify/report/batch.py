@@ -177,7 +177,7 @@ def to_markdown(summaries: Iterable[Summary]) -> str:
 def cells(s: Summary) -> list[str]:
     """One row of the summary table."""
     counts = [f"{s.decided} of {s.total}", str(s.sat), str(s.unsat), str(s.unknown), str(s.failed)]
-    measures = [f"{s.median_seconds:.1f}", f"{s.max_seconds:.1f}", f"{s.peak_gib:.2f}"]
+    measures = [f"{s.median_seconds:.1f}", f"{s.max_seconds:.1f}", f"{s.peak_gib:.2f}" if s.peak_gib else "-"]
     return [s.family, *counts, *measures, str(len(s.contradictions))]
 
 

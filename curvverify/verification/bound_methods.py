@@ -17,6 +17,7 @@ from curvverify.bounding.constants.setting import Setting, Structure
 from curvverify.bounding.interval import interval_bounds
 from curvverify.bounding.linear import Effort, linear_bounds, optimised_row_bounds
 from curvverify.bounding.region import Region
+from curvverify.bounding.relaxation import Part, Relaxation
 from curvverify.bounding.substitution import Rows
 from curvverify.certificates.evaluate import ROUND, TINY, Evaluator, length
 from curvverify.errors import UsageError
@@ -25,6 +26,9 @@ from curvverify.numerics.rounding import gamma, round_down, round_up
 from curvverify.ops.linear import Dense
 from curvverify.types import Deadline, Interval
 from curvverify.verification.options import Options
+
+NODE_SHARE = 0.6
+"""Share of the remaining time that bounds on intermediate nodes may take; the rest is for the property's own rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +104,21 @@ class LinearBound:
     name: str = "linear"
 
     def lower(self, problem: RowProblem) -> Tensor:
-        """The best over all iterations."""
-        effort = Effort(self.iterations, problem.memory, problem.deadline, self.coupling)
-        nodes = replace(effort, deadline=problem.deadline.sooner(0.6 * problem.deadline.remaining))
-        relaxation = linear_bounds(problem.graph, problem.box, nodes)
-        if self.iterations > 1:
-            effort = replace(effort, iterations=2 * self.iterations)
-        return optimised_row_bounds(relaxation, problem.graph.output, problem.rows, effort, problem.enough).lower
+        """The best over all iterations; the plain bounds come first, so that a deadline never leaves less."""
+        first, relaxation = self._pass(problem, 1, 0, Part())
+        if (self.iterations == 1 and not self.coupling) or problem.deadline.passed or problem.enough(first):
+            return first
+        part = Part(dict(enumerate(relaxation.intervals)))
+        return torch.fmax(first, self._pass(problem, self.iterations, self.coupling, part)[0])
+
+    def _pass(self, problem: RowProblem, iterations: int, coupling: int, part: Part) -> tuple[Tensor, Relaxation]:
+        deadline = problem.deadline
+        effort = Effort(iterations, problem.memory, deadline, coupling)
+        nodes = replace(effort, deadline=deadline.sooner(NODE_SHARE * deadline.remaining))
+        relaxation = linear_bounds(problem.graph, problem.box, nodes, part=part)
+        effort = replace(effort, iterations=1 if iterations == 1 else 2 * iterations)
+        rows = optimised_row_bounds(relaxation, problem.graph.output, problem.rows, effort, problem.enough)
+        return rows.lower, relaxation
 
 
 @dataclass(frozen=True)
@@ -171,6 +183,8 @@ def _curvature_price(structure: Structure, problem: RowProblem, region: Region, 
         least = analyse(form).of_rows(problem.output).lower.clamp(max=0.0)
         amount = ROUND * -least * square if square else torch.zeros_like(least)
         best = torch.fmin(best, amount)
+        if not bool(best.isfinite().any()):
+            break  # a kink: in no units is its curvature finite
     return best
 
 

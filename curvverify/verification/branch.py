@@ -87,7 +87,7 @@ class Branching:
         """
         self._begin(roots)
         attacked = time.monotonic()
-        while self._queue and not deadline.passed and self.witness is None and self._bytes < self.memory * 2**30:
+        while self._queue and not deadline.passed and self.witness is None and not self.full:
             method = best(self.methods)
             checked = self._step(method, deadline)
             now = time.monotonic()
@@ -95,6 +95,11 @@ class Branching:
                 attacked = now
                 self.witness = attack_minima(checked, self.falsifier, deadline)
             self.progress(self)
+
+    @property
+    def full(self) -> bool:
+        """Whether the open subproblems take all of the memory."""
+        return self._bytes >= self.memory * 2**30
 
     @property
     def open(self) -> int:

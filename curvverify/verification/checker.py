@@ -16,12 +16,9 @@ from curvverify.graph.layers import Graph
 from curvverify.numerics.rounding import round_down
 from curvverify.ops.linear import Dense
 from curvverify.types import Deadline, Interval
-from curvverify.verification.bound_methods import BoundMethod, RowProblem
+from curvverify.verification.bound_methods import NODE_SHARE, BoundMethod, RowProblem
 from curvverify.verification.property import Property
 from curvverify.verification.state import Subproblems
-
-NODE_SHARE = 0.6
-"""Share of the remaining time that bounds on intermediate nodes may take; the rest is for the property's own rows."""
 
 PROPERTY = -1
 """Where a relaxation keeps the state of the property's own rows."""

@@ -419,6 +419,8 @@ class _Run:
 
         branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, methods, report)
         branching.run(roots, self.deadline)
+        if branching.full:
+            self.notes.append(f"stopped: the open subproblems take {options.memory:g} GiB (option memory)")
         self.bounded += branching.bounded
         leaves = open_leaves(branching.worst(REGIONS), problems, self.positions)
         self.left = Remaining(branching.open, branching.share / self.property.groups, tuple(leaves))

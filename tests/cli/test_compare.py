@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from curvverify.cli.child import Instance
+from curvverify.cli.compare import sampled
 from curvverify.demo import FAILS, HOLDS, MODEL
 from curvverify.errors import ParseError, UnreadableError
 from curvverify.report.batch import Key, Record, read_records
@@ -77,6 +79,14 @@ def test_a_method_of_ones_own_by_module(call, tmp_path: Path, monkeypatch: pytes
     first, second = json.loads((tmp_path / "m.json").read_text())["records"]
     assert second["margin_lower"] == pytest.approx(first["margin_lower"] - 1.0)
     assert "mine:Mine" in done.out
+
+
+def test_a_sample_is_of_every_family() -> None:
+    instances = [Instance(f, "a.onnx", f"{i}.vnnlib", 60.0, Path()) for f, n in (("a", 9), ("b", 2)) for i in range(n)]
+    drawn = sampled(instances, 3, seed=1)
+    assert [i.family for i in drawn] == ["a"] * 3 + ["b"] * 2
+    assert drawn == sorted(drawn, key=instances.index)
+    assert drawn == sampled(instances, 3, seed=1) != sampled(instances, 3, seed=2)
 
 
 @pytest.mark.parametrize(
