@@ -93,7 +93,8 @@ def deep(folder: Path, limit: int, few: int, names: list[str], console: Console)
     """Mean radii by method: closed forms with global constants on many images, bounds over the ball on a few."""
     x, y = images(folder, limit)
     table = Table(title=f"mean l2 radii; {limit} images for the first two, {few} for the rest")
-    for title in "net,reference L / K,Lipschitz,Taylor,Taylor,linear,s,high,s,attacked,by".split(","):
+    closed_forms = ("net", "reference L / K", "Lipschitz", "Taylor")
+    for title in (*closed_forms, "Taylor", "linear", "s", "high", "s", "attacked", "by"):
         table.add_column(title, justify="right")
     rows: dict[str, object] = {}
     for name in names:
