@@ -18,6 +18,7 @@ from curvverify.bounding.clipping import Minorants, around
 from curvverify.bounding.linear import Effort, linear_bounds, optimised_row_bounds
 from curvverify.bounding.relaxation import Part
 from curvverify.bounding.taylor import Form, row_forms, taylor_bounds
+from curvverify.graph.layers import Graph
 from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checker
 from curvverify.verification.falsify import Falsifier
@@ -37,6 +38,9 @@ STEP = 0.25
 
 PIECE = 0.25
 """GiB of terms that are alive at once."""
+
+MANY = 1024
+"""The search pays where so many boxes are bounded at once: where nodes are narrow."""
 
 WARM = 12
 """Steps with the cheapest bounds before others are tried: large boxes tell little about small ones."""
@@ -86,8 +90,8 @@ class BoxSearch:
         self._stack.append(problems[problems.unsettled])
         self._root = problems.box.width.amax(0)
         graph = self.checker.graph
-        self._order = 1 if all(graph.nodes[i].straight for i in graph.nonlinear) else 2
-        self._most = self._largest_batch(problems.box)
+        self._order = _order(graph)
+        self._most = at_once(graph, int((problems.box.lower < problems.box.upper).any(0).sum()), self.memory)
         begun = time.monotonic()
         attacking, steps = 0.0, 0
         while self._stack and not deadline.passed and self.witness is None:
@@ -151,13 +155,6 @@ class BoxSearch:
             margins.scatter_reduce_(0, index, worst, "amin")
             still |= torch.zeros_like(margins).scatter_reduce_(0, index, left.open.double(), "amax") > 0
         return margins, still
-
-    def _largest_batch(self, box: Interval) -> int:
-        """Boxes whose forms fit into the memory: about as many alive at once as the widest node has inputs."""
-        n = int((box.lower < box.upper).any(0).sum())
-        terms = 1 + n + (n * (n + 1) // 2 if self._order == 2 else 0)
-        widest = max(node.size for node in self.checker.graph.nodes)
-        return max(1, min(8192, int(min(self.memory, PIECE) * 2**30 / (8 * 6 * terms * widest))))
 
     def _step(self, method: Method, deadline: Deadline) -> Attack | None:
         """Bound one batch and halve what stays open; groups, disjuncts and points (P, 1, n) worth an attack."""
@@ -324,3 +321,15 @@ def _gains(before: Subproblems, after: Subproblems) -> list[float]:
     """What the bounds have gained on some of the boxes, see `shares`."""
     index = torch.linspace(0, len(before) - 1, min(REMEMBERED, len(before))).long()
     return shares(before.margin_lower[index].tolist(), after.margin_lower[index].tolist())
+
+
+def _order(graph: Graph) -> int:
+    """Of the forms: quadratic parts are of no use where nothing bends."""
+    return 1 if all(node.straight for node in graph) else 2
+
+
+def at_once(graph: Graph, free: int, memory: float) -> int:
+    """How many boxes' forms in so many free inputs fit into the memory (GiB): the widest node's, several times."""
+    terms = 1 + free + (free * (free + 1) // 2 if _order(graph) == 2 else 0)
+    widest = max(node.size for node in graph)
+    return max(1, min(8192, int(min(memory, PIECE) * 2**30 / (8 * 6 * terms * widest))))

@@ -27,7 +27,7 @@ from curvverify.spec import load_query
 from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval, Verdict
 from curvverify.verification.bound_methods import STAGED, BoundMethod, method_of
-from curvverify.verification.boxes import BoxSearch
+from curvverify.verification.boxes import MANY, BoxSearch, at_once
 from curvverify.verification.branch import Branching, attack_minima
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
@@ -315,14 +315,15 @@ class _Run:
         return all(reducible(r.relaxation, output) and covered(r.relaxation, output) < COVERED for r in roots)
 
     def _boxed(self, free: int) -> bool:
-        """Whether Taylor forms in so many free inputs pay: they are few, and something bends.
+        """Whether Taylor forms in so many free inputs pay: they are few, something bends, and many boxes fit at once.
 
-        Networks that are straight but for kinks do better with rows by substitution, box by box; Taylor forms have no
-        joint operators.
+        Networks that are straight but for kinks, and wide ones, do better with rows by substitution, box by box; Taylor
+        forms have no joint operators.
         """
-        nodes = self.checker.graph.nodes
-        bends = any(node.nonlinear and not node.straight for node in nodes)
-        return free <= self.options.box_inputs and bends and not any(isinstance(node.op, Joint) for node in nodes)
+        options, graph = self.options, self.checker.graph
+        if free > options.box_inputs or all(node.straight for node in graph):
+            return False
+        return at_once(graph, free, options.memory) >= MANY and not any(isinstance(n.op, Joint) for n in graph)
 
     def _kinked(self) -> bool:
         """Whether some function of the network has no second derivative at 0."""
