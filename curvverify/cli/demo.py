@@ -22,6 +22,10 @@ INTRODUCTION = """\
 A residual network (2 -> 12 -> 12 -> 2, tanh and softplus) tells two interleaved half circles apart.
 Two questions about the point (0.6, 0.8): does every input within 0.25 of it get class 0?  Within 0.35?"""
 
+DIGITS = """\
+Two networks of one shape (784 -> 32 -> 10) read digits; the first was trained for its certificate (`curvverify train`).
+One question about a drawn zero: does every image within 0.08 of it, in every pixel, get class 0?"""
+
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the picture goes.")] = Path("curvverify-demo.png"),
@@ -46,9 +50,30 @@ def demo(
         outcomes.append((query, result, expected))
     wrong = [str(result.verdict) for _, result, expected in outcomes if result.verdict != expected]
     _picture(console, loaded, [(query, result) for query, result, _ in outcomes], out)
+    wrong += _digits(console)
     if wrong:
         console.print(f"\nThis is not as it should be: {', '.join(wrong)}. Please report it.", style="bold red")
         raise typer.Exit(1)
+
+
+def _digits(console: Console) -> list[str]:
+    """One question to two networks; the verdicts that are not as they should be."""
+    from curvverify.demo.digits import CERTIFICATE, PROPERTY, STANDARD
+    from curvverify.graph import load
+    from curvverify.spec import load_query
+
+    console.print(f"\n{DIGITS}", markup=False)
+    wrong = []
+    for path, expected in ((CERTIFICATE, "unsat"), (STANDARD, "sat")):
+        result = _decide(load(path), load_query(PROPERTY))
+        command = f"curvverify verify {_short(PROPERTY)} --network {_short(path)}"
+        console.print(f"\n{command}", style="bold", markup=False, soft_wrap=True)
+        console.print(f"  {result.verdict}", style="bold green" if result.verdict == "unsat" else "bold red", end="")
+        console.print(f"  after {result.seconds:.2f} s", markup=False)
+        if result.verdict == "unsat":
+            console.print(f"  proved: class 0 leads by {result.margin_lower:.3f} or more for every such image")
+        wrong += [str(result.verdict)] if result.verdict != expected else []
+    return wrong
 
 
 def _short(path: Path) -> Path:

@@ -46,7 +46,6 @@ def train(
     shift: Annotated[int, typer.Option(min=0, help="Move images by up to so many pixels.")] = 0,
     validation: Annotated[int, typer.Option(help="Training samples set aside to watch the run.")] = 2000,
     limit: Annotated[int, typer.Option(min=0, help="Only so many training samples; 0 takes all.")] = 0,
-    pool: Annotated[int, typer.Option(min=1, help="Average squares of so many pixels first.")] = 1,
     select: Annotated[
         Literal["last", "accuracy", "certified"],
         typer.Option(help="Which epoch to keep: the last, or the best on the validation samples."),
@@ -76,7 +75,7 @@ def train(
         *(learn_beta, shift, select, seed),
     )
     place = _device(device, deterministic)
-    samples = read_training(existing(data), validation, limit, pool)
+    samples = read_training(existing(data), validation, limit)
     trainer = Trainer(options, samples, place)
     checkpoint = out.with_name(out.name + ".checkpoint")
     if resume and checkpoint.exists():

@@ -31,10 +31,10 @@ class TrainingData:
         return tuple(self.x.shape[1:])
 
 
-def read_training(path: Path, validation: int, limit: int = 0, pool: int = 1) -> TrainingData:
+def read_training(path: Path, validation: int, limit: int = 0) -> TrainingData:
     """x_train and y_train of the file, `validation` samples of them set aside; bytes are divided by 255.
 
-    Images (H, W) get one channel, (H, W, C) with C <= 4 become (C, H, W); `pool` averages squares of so many pixels.
+    Images (H, W) get one channel, (H, W, C) with C <= 4 become (C, H, W).
     UnreadableError and UsageError where that makes no sense.
     """
     x, y = read_split(path, "train")
@@ -47,7 +47,7 @@ def read_training(path: Path, validation: int, limit: int = 0, pool: int = 1) ->
     count = min(limit or len(x), len(x))
     if not 0 < validation < count:
         raise UsageError(f"--validation {validation}: between 1 and {count - 1} of the {count} training samples")
-    inputs = images(x, pool)
+    inputs = images(x)
     if not bool(inputs.isfinite().all()):
         raise UnreadableError(f"{path}: x_train has entries that are NaN or infinite")
     labels = torch.from_numpy(y.astype(np.int64))
@@ -56,7 +56,7 @@ def read_training(path: Path, validation: int, limit: int = 0, pool: int = 1) ->
     return TrainingData(inputs[used], labels[used], inputs[held], labels[held], int(labels.max()) + 1)
 
 
-def images(x: np.ndarray, pool: int = 1) -> Tensor:
+def images(x: np.ndarray) -> Tensor:
     """Inputs as networks of this package take them, in float32."""
     values = torch.from_numpy(x.astype(np.float32))
     if x.dtype == np.uint8:
@@ -65,8 +65,4 @@ def images(x: np.ndarray, pool: int = 1) -> Tensor:
         values = values.unsqueeze(1)
     elif values.dim() == 4 and values.shape[-1] <= 4 < values.shape[1]:
         values = values.permute(0, 3, 1, 2).contiguous()
-    if pool > 1:
-        if values.dim() != 4 or values.shape[2] % pool or values.shape[3] % pool:
-            raise UsageError(f"--pool {pool} does not divide images of shape {tuple(values.shape[1:])}")
-        values = torch.nn.functional.avg_pool2d(values, pool)
     return values

@@ -112,11 +112,8 @@ def test_validation_samples_are_set_aside(data: Path) -> None:
     trained = {x.numpy().tobytes() for x in found.x}
     assert not any(x.numpy().tobytes() in trained for x in found.x_validation)
     assert float(found.x.max()) <= 1.0
-    assert read_training(data, 40, pool=2).shape == (1, 4, 4)
     with pytest.raises(UsageError, match="--validation"):
         read_training(data, 240)
-    with pytest.raises(UsageError, match="--pool 3"):
-        read_training(data, 40, pool=3)
 
 
 def test_losses_that_are_not_finite_end_the_run(data: Path) -> None:
