@@ -75,18 +75,20 @@ def solved(path: Path, query: Query, bounds: BoundsFile, tightened: bool, second
     return "unsat", time.monotonic() - begun
 
 
-def margin(path: Path, query: Query, bounds: BoundsFile, tightened: bool) -> float:
-    """The smallest margin over the disjuncts that Marabou's own bounds on the outputs give."""
+def margin(path: Path, query: Query, bounds: BoundsFile, tightened: bool) -> str:
+    """The smallest margin over the disjuncts that Marabou's own bounds on the outputs give, or why there are none."""
     network = network_of(path, bounds, tightened)
     options = Marabou.createOptions(verbosity=0, tighteningStrategy="deeppoly")
-    found = network.calculateBounds(verbose=False, options=options)[1]
+    answer, found, _ = network.calculateBounds(verbose=False, options=options)
+    if not found:
+        return f"no bounds ({answer})"
     ends = np.array([found[int(v)] for v in network.outputVars[0].ravel()])
     margins = []
     for polytope in query.groups[0].disjuncts:
         positive, negative = np.maximum(polytope.output_matrix, 0), np.minimum(polytope.output_matrix, 0)
         lower = positive @ ends[:, 0] + negative @ ends[:, 1] - polytope.bound_cover
         margins.append(lower.max())
-    return float(min(margins))
+    return f"{min(margins):.3f}"
 
 
 def ours(loaded: LoadedModel, query: Query) -> tuple[BoundsFile, float]:
@@ -114,7 +116,7 @@ def main() -> None:
             cells = []
             for tightened in (False, True):
                 if given.bounds_only:
-                    cells.append(f"{margin(path, query, bounds, tightened):.3f}")
+                    cells.append(margin(path, query, bounds, tightened))
                 else:
                     answer, took = solved(path, query, bounds, tightened, given.seconds)
                     cells.append(f"{answer} {took:.1f} s")
