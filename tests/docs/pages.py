@@ -76,7 +76,8 @@ def included(source: str) -> str:
 def reader_environment() -> dict[str, str]:
     """The environment of somebody who installed this checkout."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "140"}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    return {**inherited, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "140"}
 
 
 def shell(source: str) -> str:
