@@ -62,6 +62,12 @@ def margin_gradient(model: nn.Module, x: Tensor, y: Tensor, t: Tensor) -> Tensor
     return g
 
 
+def dual_value(model: nn.Module, x: Tensor, d: Tensor, y: Tensor, t: Tensor, eps: float, bend: Tensor) -> Tensor:
+    """f(x + d) - P/2 max(eps^2 - ||d||^2, 0) (B) for f = z_y - z_t, P = bend."""
+    inside = (eps**2 - d.flatten(1).square().sum(1)).clamp(min=0.0)
+    return margins(model(x + d), y, t) - 0.5 * bend * inside
+
+
 def margins(z: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """z_y - z_t (B)."""
     return z.gather(1, y.unsqueeze(1)).squeeze(1) - z.gather(1, t.unsqueeze(1)).squeeze(1)
@@ -94,8 +100,7 @@ class CertificateLoss:
         (g,) = torch.autograd.grad(f.gather(1, t.unsqueeze(1)).sum(), x, retain_graph=True)
         P, M = bends[y, t], bends[t, y]
         d = towards_boundary(self.model, x.detach(), y, t, self.eps, P, M, self.steps, g)
-        inside = (self.eps**2 - d.flatten(1).square().sum(1)).clamp(min=0.0)
-        D = margins(self.model(x.detach() + d), y, t) - 0.5 * P * inside
+        D = dual_value(self.model, x.detach(), d, y, t, self.eps, P)
         self._remember(y, t, (f.gather(1, t.unsqueeze(1)).squeeze(1) - D).detach())
         lowered = (f - self.cost[y]).scatter(1, t.unsqueeze(1), D.unsqueeze(1))
         return F.cross_entropy((-lowered).scatter(1, y.unsqueeze(1), 0.0), y)
@@ -139,6 +144,5 @@ def certified_estimate(
         near = margins(z[index], ys, ts) - eps * g.flatten(1).norm(dim=1) - 0.5 * P * eps**2 <= 0.0
         index, xs, ys, ts, P, g = index[near], xs[near], ys[near], ts[near], P[near], g[near]
         d = towards_boundary(model, xs, ys, ts, eps, P, bend[ts, ys], steps, g)
-        inside = (eps**2 - d.flatten(1).square().sum(1)).clamp(min=0.0)
-        open_[index] = margins(model(xs + d), ys, ts) - 0.5 * P * inside > 0.0
+        open_[index] = dual_value(model, xs, d, ys, ts, eps, P) > 0.0
     return correct, open_

@@ -135,7 +135,7 @@ class Compositional:
     def __call__(self, graph: Graph, curvature: bool = True) -> LiveEstimates:
         if curvature:
             refuse_kinks(graph)
-        like = next(t for n in graph for t in vars(n.op).values() if isinstance(t, Tensor) and t.is_floating_point())
+        like = _constant(graph)
         zero, one = like.new_zeros(()), like.new_ones(())
         L: list[Tensor] = [one]
         C: list[Tensor] = [zero]
@@ -205,7 +205,7 @@ class Compositional:
         """The norm of the linear map from one node's output to another node, slopes at their centres."""
         name = f"map {graph.nodes[start].name} -> {graph.nodes[end].name}"
         shape = (1, *graph.nodes[start].shape)
-        like = next(t for n in graph for t in vars(n.op).values() if isinstance(t, Tensor) and t.is_floating_point())
+        like = _constant(graph)
         v, fresh = self.warm.start(name, (1, math.prod(shape)), like)
         v = v.reshape(shape)
         with torch.no_grad():
@@ -222,6 +222,11 @@ class Compositional:
             u = u / u.norm().clamp(min=torch.finfo(u.dtype).tiny)
         self.warm.put(name, v.reshape(1, -1))
         return (u * centred_map(graph, start, end, v)).sum()
+
+
+def _constant(graph: Graph) -> Tensor:
+    """Some constant of the graph, for its dtype and device."""
+    return next(t for n in graph for t in vars(n.op).values() if isinstance(t, Tensor) and t.is_floating_point())
 
 
 def centred_map(graph: Graph, start: int, end: int, x: Tensor) -> Tensor:
