@@ -68,8 +68,7 @@ def _digits(console: Console) -> list[str]:
         result = _decide(load(path), load_query(PROPERTY))
         command = f"curvverify verify {_short(PROPERTY)} --network {_short(path)}"
         console.print(f"\n{command}", style="bold", markup=False, soft_wrap=True)
-        console.print(f"  {result.verdict}", style="bold green" if result.verdict == "unsat" else "bold red", end="")
-        console.print(f"  after {result.seconds:.2f} s", markup=False)
+        _verdict(console, result)
         if result.verdict == "unsat":
             console.print(f"  proved: class 0 leads by {result.margin_lower:.3f} or more for every such image")
         wrong += [str(result.verdict)] if result.verdict != expected else []
@@ -88,12 +87,16 @@ def _decide(loaded: LoadedModel, query: Query) -> Result:
     return verify(loaded, query)
 
 
+def _verdict(console: Console, result: Result) -> None:
+    console.print(f"  {result.verdict}", style="bold green" if result.verdict == "unsat" else "bold red", end="")
+    console.print(f"  after {result.seconds:.2f} s", markup=False)
+
+
 def _explain(console: Console, query: Query, result: Result) -> None:
     """The verdict in words, with the numbers it rests on."""
     low, high = query.groups[0].box.cover
     box = " x ".join(f"[{a:.2f}, {b:.2f}]" for a, b in zip(low, high, strict=True))
-    console.print(f"  {result.verdict}", style="bold green" if result.verdict == "unsat" else "bold red", end="")
-    console.print(f"  after {result.seconds:.2f} s", markup=False)
+    _verdict(console, result)
     if result.verdict == "unsat":
         console.print(f"  proved: Y0 - Y1 >= {result.margin_lower:.3f} for every input in {box}", markup=False)
     if result.witness is not None:
