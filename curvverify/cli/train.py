@@ -44,6 +44,9 @@ def train(
     beta: Annotated[float, typer.Option(help="Of the centred softplus.")] = 5.0,
     learn_beta: Annotated[bool, typer.Option("--learn-beta", help="Train every activation's beta.")] = False,
     shift: Annotated[int, typer.Option(min=0, help="Move images by up to so many pixels.")] = 0,
+    warp: Annotated[
+        float, typer.Option(help="Distort images by affine maps with entries up to so far off the identity's.")
+    ] = 0.0,
     validation: Annotated[int, typer.Option(help="Training samples set aside to watch the run.")] = 2000,
     limit: Annotated[int, typer.Option(min=0, help="Only so many training samples; 0 takes all.")] = 0,
     select: Annotated[
@@ -72,7 +75,7 @@ def train(
         stderr_console().print("--learn-beta without a penalty: nothing keeps the curvature down", markup=False)
     options = TrainOptions(
         *(arch, method, eps, weight, target, epochs, batch, rate, warm_up, ramp, stretch, decay, average, beta),
-        *(learn_beta, shift, select, seed),
+        *(learn_beta, shift, warp, select, seed),
     )
     place = _device(device, deterministic)
     samples = read_training(existing(data), validation, limit)

@@ -53,7 +53,7 @@ class KilledError(Exception):
     ("method", "arch", "more"),
     [
         ("certificate", "mlp-3x16", {"learn_beta": True, "shift": 1, "select": "certified"}),
-        ("ccb", "mlp-2x16", {"target": 2.0}),
+        ("ccb", "mlp-2x16", {"target": 2.0, "warp": 0.05}),
         ("lcnn", "convnet", {}),
     ],
 )
