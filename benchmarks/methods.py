@@ -45,7 +45,7 @@ def tasks(name: str) -> tuple[str, dict[str, dict[str, object]], dict[str, objec
     """(architecture, methods, options, l2 radius, linf radius, test samples)."""
     if name == "mnist":
         return "mlp-2x128", MNIST, {"epochs": 5, "rate": 5e-3}, 0.5, 0.05, 500
-    return "resnet8", CIFAR, {"epochs": 12, "rate": 5e-3, "batch": 64, "beta": 10.0}, 0.1, 2 / 255, 200
+    return "resnet8", CIFAR, {"epochs": 8, "rate": 5e-3, "batch": 64, "beta": 10.0}, 0.1, 2 / 255, 200
 
 
 def main() -> None:

@@ -29,7 +29,10 @@ def train(
         typer.Option(help="standard, certificate, crt, ccb, crm, reward, lcnn, lcnn-gradient, cure or gnr."),
     ] = "certificate",
     eps: Annotated[float, typer.Option(help="l_2 radius that the methods train for.")] = 1.58,
-    weight: Annotated[float | None, typer.Option(help="Weight of the method's penalty; its own if left out.")] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(help="Of the penalty, for certificate of the curvature; the method's own if left out."),
+    ] = None,
     target: Annotated[float | None, typer.Option(help="ccb: hold the curvature there instead.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 20,
     batch: Annotated[int, typer.Option(help="Samples per step.")] = 256,

@@ -92,8 +92,8 @@ def _lcnn_gradient(model: nn.Module, shape: tuple[int, ...], classes: int, s: St
 METHODS: dict[str, Method] = {
     "standard": Method("cross-entropy", lambda m, shape, k, s: CrossEntropy(m)),
     "certificate": Method(
-        "cross-entropy on the dual's certified margins at eps",
-        lambda m, shape, k, s: CertificateLoss(m, shape, k, s.eps, safety=s.of(1.15)),
+        "cross-entropy on the dual's certified margins at eps, curvatures times weight",
+        lambda m, shape, k, s: CertificateLoss(m, shape, k, s.eps, weight=s.of(0.85)),
         ramped=True,
     ),
     "crt": Method("cross-entropy at the curvature attack, plus weight x layered K", _crt, ramped=True),

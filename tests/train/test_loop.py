@@ -11,7 +11,7 @@ import torch
 from curvverify.errors import UnreadableError, UsageError
 from curvverify.train.data import read_training
 from curvverify.train.export import to_onnx
-from curvverify.train.loop import EpochRow, Trainer, TrainOptions
+from curvverify.train.loop import EpochRow, Trainer, TrainOptions, warped
 from curvverify.train.methods import METHODS
 
 
@@ -121,3 +121,29 @@ def test_losses_that_are_not_finite_end_the_run(data: Path) -> None:
     samples.x[:] = torch.inf
     with pytest.raises(UsageError, match="--rate"):
         run(Trainer(options("standard"), samples))
+
+
+def test_warped_images_are_moved_a_little_and_otherwise_kept() -> None:
+    seeded = torch.Generator().manual_seed(0)
+    x = torch.zeros(200, 2, 21, 21)
+    x[:, 1, 9:12, 14:17] = 1.0  # its centre lies at (0, 10 / 21) where the image's corners are at +-1
+    assert torch.allclose(warped(x, 0.0, seeded), x, atol=1e-5)
+    y = warped(x, 0.1, seeded)
+    assert y.shape == x.shape
+    assert not y[:, 0].any()
+    assert float(y.min()) >= 0.0
+    assert float(y.max()) <= 1.0 + 1e-6
+    size, place = y[:, 1].sum((1, 2)), torch.arange(21) - 10.0
+    down, right = ((y[:, 1].sum(axis) * place).sum(1) / size for axis in (2, 1))
+    most = 0.1 * (1 + 10 / 21 + 1) / (1 - 0.2) * 10.5  # both entries of a row and the inverse's stretching
+    assert float(down.abs().max()) < most
+    assert float((right - 5.0).abs().max()) < most
+    assert float(down.std()) > 0.5
+    assert float(right.std()) > 0.5
+
+
+def test_only_images_are_warped() -> None:
+    with pytest.raises(UsageError, match="--warp distorts images"):
+        warped(torch.zeros(3, 5), 0.1, torch.Generator())
+    with pytest.raises(UsageError, match="--warp must lie in"):
+        options("standard", warp=1.0)
