@@ -39,11 +39,12 @@ def checked_samples(
 
     x: (N, ...) with `size` entries each (a single sample may come without N), N > 0, bytes or floating point; y: N
     integers from 0 on below `classes`.  Entries lie in the `domain`, where there is one.  Images (H, W, C) for a
-    network whose inputs have the shape (C, H, W) are turned.
+    network whose inputs have the shape (C, H, W) or (1, C, H, W) are turned.
     """
     xs, ys = as_array(x), np.atleast_1d(as_array(y))
-    if len(shape) == 3 and xs.shape[1:] == (*shape[1:], shape[0]) != shape:
-        xs = xs.transpose(0, 3, 1, 2)
+    image = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
+    if len(image) == 3 and xs.shape[-3:] == (*image[1:], image[0]) != image:
+        xs = np.moveaxis(xs, -1, -3)
     where = f"{what}: " if what else ""
     if xs.dtype == object or xs.dtype.kind not in "fiub":
         raise UsageError(f"{where}inputs of type {xs.dtype}: give bytes or floating-point numbers")
