@@ -25,6 +25,9 @@ RATE, LAST = 0.5, 0.3
 MEAN, SQUARE = 0.9, 0.99
 """Weights of the past in the running means of gradients and of their squares."""
 
+OVER = 1.5
+"""Relaxation of steps that aim at a value."""
+
 DECIDED = 32
 """Parts that are decided at once."""
 
@@ -156,6 +159,44 @@ class Ascent:
                 kept, rows, now, scale = kept[chosen], rows[chosen], now[chosen], scale[chosen]
                 moments = [m[chosen] for m in moments]
         return best, Phases(phases.signs, turns, multipliers)
+
+    def climb(self, rows: Tensor, phases: Phases, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
+        """The same as `ascend`, with steps as long as `enough` asks for, so that multipliers grow as far as they must.
+
+        Parts that hold no point, or hardly any, have bounds that grow without limit with the multipliers, which small
+        steps find slowly; where `enough` is out of reach these steps are too long.  Source: Polyak (1969).
+        """
+        best = torch.full((len(phases),), -torch.inf)
+        turns, multipliers = phases.turns.clone(), phases.multipliers.clone()
+        kept, now, scale = torch.arange(len(phases)), phases, None
+        for t in range(iterations):
+            found = self.backward(rows, now)
+            better = (found.lower > best[kept]).nonzero().squeeze(1)
+            place = kept[better]
+            best[place], turns[place] = found.lower[better], now.turns[better]
+            multipliers[place] = now.multipliers[better]
+            chosen = (found.lower <= enough[kept]).nonzero().squeeze(1)
+            if t + 1 == iterations or not len(chosen):
+                break
+            z = self.forward(found)
+            if scale is None:
+                scale = found.coefficients.abs().amax(1, keepdim=True)
+            now = self._long_step(now, found, z, scale, enough[kept])
+            if len(chosen) < 0.75 * len(kept):
+                kept, rows, now, scale = kept[chosen], rows[chosen], now[chosen], scale[chosen]
+        return best, Phases(phases.signs, turns, multipliers)
+
+    @staticmethod
+    def _long_step(now: Phases, found: Pass, z: Tensor, scale: Tensor, enough: Tensor) -> Phases:
+        """To where the supergradient, over-relaxed and without what leaves the feasible set, would reach `enough`."""
+        turn, pull = found.coefficients.clamp(min=0.0) * z, -now.signs * z
+        outwards = ((now.turns <= 0.0) & (turn < 0.0)) | ((now.turns >= 1.0) & (turn > 0.0)) | (now.signs != 0)
+        turn = turn.masked_fill(outwards, 0.0)
+        pull = pull.masked_fill((now.multipliers <= 0.0) & (pull < 0.0), 0.0) * scale
+        size = (turn.square().sum(1) + pull.square().sum(1)).clamp(min=1e-20)
+        step = (OVER * (enough - found.lower).clamp(min=0.0) / size).unsqueeze(1)
+        moved = (now.multipliers + step * pull * scale).clamp(min=0.0) * now.signs.abs()
+        return Phases(now.signs, (now.turns + step * turn).clamp(0.0, 1.0), moved)
 
     @staticmethod
     def _step(t: int, rate: float, now: Phases, found: Pass, z: Tensor, scale: Tensor, moments: list[Tensor]) -> Phases:

@@ -21,6 +21,7 @@ from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.methods import Method, best, shares
+from curvverify.verification.phases import Finisher
 from curvverify.verification.result import Witness
 from curvverify.verification.splits import Cut, Directions, Open, SlabCut, directions, input_cuts, neuron_cuts
 from curvverify.verification.state import Subproblems, concatenate
@@ -36,6 +37,12 @@ COLD, WARM = 4, 2
 
 ROWS = 6
 """Frank-Wolfe iterations for the property's rows, more where coupled."""
+
+PATIENCE = 1.0
+"""Seconds, at least, that a search of phases may take before it has halved what is open."""
+
+SEARCHED = 0.75
+"""Phases are searched again where a part's margin is above this share of what it was at the last search."""
 
 STATES, DEEP = 0.3, 0.6
 """Shares of the memory above which the queue forgets the states of searches, and goes deep instead of wide."""
@@ -57,6 +64,15 @@ class _Root:
         return None if self._found is None else self._found[0]
 
 
+@dataclass(frozen=True)
+class _Above:
+    """What a subproblem takes over from the one it is a part of."""
+
+    root: int
+    share: float = 1.0
+    searched: float = -torch.inf
+
+
 @dataclass(eq=False)
 class Branching:
     """The queue of open subproblems and what became of the others."""
@@ -68,6 +84,8 @@ class Branching:
     batch: int
     """Most subproblems bounded at once."""
     methods: list[Method]
+    finisher: Finisher | None = None
+    """What boxes go through before they are split."""
     progress: Callable[[Branching], None] = lambda branching: None
     """Called after every batch of subproblems."""
     bounded: int = 0
@@ -85,13 +103,13 @@ class Branching:
 
         `roots` hold the bounded but open subproblems; `outcome` tells what became of them.
         """
-        self._begin(roots)
+        self._begin(roots, deadline)
         attacked = time.monotonic()
         while self._queue and not deadline.passed and self.witness is None and not self.full:
             method = best(self.methods)
             checked = self._step(method, deadline)
             now = time.monotonic()
-            if now - attacked > ATTACK_EVERY or self.bounded < 64:
+            if self.witness is None and (now - attacked > ATTACK_EVERY or self.bounded < 64):
                 attacked = now
                 self.witness = attack_minima(checked, self.falsifier, deadline)
             self.progress(self)
@@ -126,7 +144,7 @@ class Branching:
             still = torch.zeros_like(margins).scatter_reduce_(0, index, left.open.double(), "amax") > 0
         return margins, still
 
-    def _begin(self, roots: list[Checked]) -> None:
+    def _begin(self, roots: list[Checked], deadline: Deadline) -> None:
         shape = self.checker.property.present.shape
         self._settled = torch.full(shape, torch.inf, dtype=torch.float64)
         widths = torch.cat([root.problems.box.width for root in roots])
@@ -136,7 +154,7 @@ class Branching:
             for b in root.problems.unsettled.tolist():
                 one = root[torch.tensor([b])]
                 self._roots.append(_Root(one if sliced else None, one.relaxation.frames, one.relaxation.tangents))
-                self._push(one, None, [len(self._roots) - 1], [1.0])
+                self._push(one, None, [_Above(len(self._roots) - 1)], deadline)
 
     def _step(self, method: Method, deadline: Deadline) -> Checked:
         """Split the most open subproblems by one method, and bound their halves."""
@@ -156,8 +174,10 @@ class Branching:
         method.record(shares(parents, checked.problems.margin_lower.tolist()), spent, len(entries))
         if best(self.methods) is method or all(m is method or not m.gains for m in self.methods):
             self._record(problems, checked.problems)
-            above = [entry for entry in entries for _ in range(2)]
-            self._push(checked, part.slabs, [entry.root for entry in above], [0.5 * entry.share for entry in above])
+            if self.finisher is not None:
+                self.finisher.patience = max(PATIENCE, spent / len(entries))
+            above = [_Above(entry.root, 0.5 * entry.share, entry.searched) for entry in entries for _ in range(2)]
+            self._push(checked, part.slabs, above, deadline)
         else:  # a trial that was not worth it: another cut of the same subproblems will do better
             for entry in entries:
                 self._add(entry)
@@ -208,6 +228,35 @@ class Branching:
             states = {i: state.boxes(index) for i, state in entries[0].part.states.items()}
         return Part(known, slabs, frames=frames, states=states, tangents=tangents)
 
+    def _finish(self, queued: list[tuple[int, Open]], checked: Checked, deadline: Deadline) -> None:
+        """Search the phases of boxes just queued, each with its position among the `checked`."""
+        finisher = self.finisher
+        for b, entry in queued:
+            if finisher is None or deadline.passed or self.witness is not None:
+                return
+            if entry.margin < SEARCHED * entry.searched:
+                continue
+            found = finisher.finish(checked[torch.tensor([b])], deadline)
+            self.witness = finisher.witness
+            if found is None:
+                continue
+            after, left = found
+            self._record(entry.problem, after)
+            self._remove(entry)
+            for rest in left:
+                problem = replace(after, open=rest.open.unsqueeze(0))
+                part = replace(entry.part, known={**entry.part.known, **rest.known})
+                share = entry.share * rest.share * int(rest.open.sum()) / int(entry.problem.open.sum())
+                margin = float(problem.margin_lower)
+                open_ = replace(entry, problem=problem, part=part, margin=margin, share=share, searched=entry.margin)
+                self._add(open_)
+
+    def _remove(self, entry: Open) -> None:
+        self._queue = [item for item in self._queue if item[2] is not entry]
+        heapq.heapify(self._queue)
+        self._bytes -= entry.bytes
+        self.share -= entry.share
+
     def _record(self, before: Subproblems, after: Subproblems) -> None:
         """Keep the smallest margin with which each disjunct was settled on a leaf."""
         settled = before.open & ~after.open
@@ -215,8 +264,8 @@ class Branching:
         index = after.group.unsqueeze(1).expand_as(best)
         self._settled.scatter_reduce_(0, index, best, "amin")
 
-    def _push(self, checked: Checked, slabs: Slabs | None, roots: list[int], shares: list[float]) -> None:
-        """Queue what is still open."""
+    def _push(self, checked: Checked, slabs: Slabs | None, above: list[_Above], deadline: Deadline) -> None:
+        """Queue what is still open, and try to finish it."""
         problems, relaxation = checked.problems, checked.relaxation
         boxes = problems.unsettled
         if not boxes.numel():
@@ -226,12 +275,16 @@ class Branching:
             cuts = input_cuts(self.checker, checked, boxes, self._smallest)
         margins = problems.margin_lower.tolist()
         roomy = self._bytes < STATES * self.memory * 2**30
+        queued: list[tuple[int, Open]] = []
         for b, cut in zip(boxes.tolist(), cuts, strict=True):
             known = {i: relaxation.intervals[i][b : b + 1] for i in self.checker.graph.bounded}
             index = torch.tensor([b])
             states = {i: s.boxes(index) for i, s in relaxation.states.items()} if roomy else {}
             part = Part(known, None if slabs is None else slabs[b : b + 1], states=states)
-            self._add(Open(problems[b : b + 1], part, roots[b], margins[b], cut, shares[b]))
+            a = above[b]
+            queued.append((b, Open(problems[b : b + 1], part, a.root, margins[b], cut, a.share, a.searched)))
+            self._add(queued[-1][1])
+        self._finish(queued, checked, deadline)
 
     def _add(self, entry: Open) -> None:
         self._bytes += entry.bytes

@@ -1,13 +1,15 @@
 """Branch and bound over the phases of unstable ReLU-like functions, on the node bounds of the whole box.
 
 A part costs a few products of small matrices, so that thousands are bounded in the time that bounds on all nodes of a
-few parts would take.  Each disjunct is refuted by its most promising row.
+few parts would take.  Each disjunct is refuted by its most promising row.  Boxes that are cut otherwise come first to
+this search, which closes them or gives up: what it has closed by then need not be closed on their halves again.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,13 +21,17 @@ from curvverify.bounding.phases import Ascent, Phases, concatenated, decided_low
 from curvverify.bounding.reduced import reduced_network, reducible
 from curvverify.ops.elementwise.hinge import Hinge
 from curvverify.ops.joint import Joint
-from curvverify.types import Deadline
+from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.result import Witness
+from curvverify.verification.state import Subproblems
 
 FIRST, ITERATIONS = 40, 5
 """Steps of ascent for a whole box, and for its parts."""
+
+DEEP, CLIMB = 10, 16
+"""Parts with so many cuts are hard: they get so many long steps more."""
 
 CANDIDATES = 4
 """Hinges whose halves are tried before one is chosen."""
@@ -38,6 +44,9 @@ SECONDS = (0.4, 2.0)
 
 ENOUGH = 1e-5
 """Relative to the size of what was to be gained: how far above 0 float32 estimates end a search."""
+
+ALIKE = 2
+"""Phases that all open parts of a disjunct have in common, for a box of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +69,16 @@ class _Part:
     target: int = field(compare=False)
     phases: Phases = field(compare=False)
     share: float = field(compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Remainder:
+    """What a search has left open: disjuncts (D,) on the part of the box where these bounds of nodes hold."""
+
+    open: Tensor
+    known: dict[int, Interval]
+    share: float
+    """1 / 2 to the number of phases that the part has fixed."""
 
 
 @dataclass(eq=False)
@@ -104,11 +123,19 @@ class PhaseSearch:
                 free += node.size
         return count > 0 and 4.0 * count * (free + count) < 0.0625 * self.memory * 2**30
 
-    def run(self, deadline: Deadline) -> None:
-        """Cut until nothing is open, a witness is found or time or memory is up."""
+    def run(self, deadline: Deadline, patience: float = math.inf) -> None:
+        """Cut until nothing is open, a witness is found or time or memory is up.
+
+        Gives up where so many seconds have not halved what is open.
+        """
         self._begin()
-        attacked = time.monotonic()
+        attacked = turn = time.monotonic()
+        share = 1.0
         while self._queue and not deadline.passed and self.witness is None and not self._full:
+            if time.monotonic() - turn > patience:
+                if self.share > 0.5 * share:
+                    break
+                turn, share = time.monotonic(), self.share
             begun = time.monotonic()
             parts = [self._pop() for _ in range(min(self._size, len(self._queue)))]
             corners = self._cut(parts)
@@ -147,6 +174,38 @@ class PhaseSearch:
             margins[disjunct] = min(float(margins[disjunct]), self.targets[target].margin)
             still[disjunct] = True
         return margins, still
+
+    def remainder(self) -> list[Remainder]:
+        """What is open.
+
+        Disjuncts of which only parts with some phases in common are open have a box of their own.
+        """
+        common: dict[int, Tensor] = {}
+        for part in (*self._queue, *self._stuck):
+            signs, old = part.phases.signs[0], common.get(part.target)
+            common[part.target] = signs if old is None else torch.where(signs == old, signs, 0.0)
+        found, whole = list[Remainder](), torch.zeros_like(self.problems.open[0])
+        for target, signs in common.items():
+            disjunct, fixed = self.targets[target].disjunct, int(signs.count_nonzero())
+            if fixed < ALIKE:
+                whole[disjunct] = True
+            else:
+                alone = torch.zeros_like(whole)
+                alone[disjunct] = True
+                found.append(Remainder(alone, self._bounds(signs), 0.5**fixed))
+        return [*([Remainder(whole, {}, 1.0)] if bool(whole.any()) else []), *found]
+
+    def _bounds(self, signs: Tensor) -> dict[int, Interval]:
+        """Bounds of the arguments of hinges with those signs (U,)."""
+        found: dict[int, Interval] = {}
+        for site in self.ascent.network.hinges.sites:
+            i = self.graph.nodes[site.node].inputs[0]
+            x = found.get(i, self.root.relaxation.intervals[i])
+            lower, upper, sign = x.lower.clone(), x.upper.clone(), signs[site.place]
+            lower.flatten()[site.entries[sign > 0]] = 0.0
+            upper.flatten()[site.entries[sign < 0]] = 0.0
+            found[i] = Interval(lower, upper)
+        return found
 
     def _pop(self) -> _Part:
         """The most open part."""
@@ -216,7 +275,7 @@ class PhaseSearch:
         """Bound parts; what is proved in float64 is settled, the rest is queued with its estimated margin."""
         self.bounded += len(phases)
         least, enough = self.least[targets], self.enough[targets]
-        estimates, phases = self.ascent.ascend(targets, phases, (least + enough).float(), iterations)
+        estimates, phases = self._searched(targets, phases, (least + enough).float(), iterations)
         margins = estimates.double() - least
         near = (margins > 0.5 * enough).nonzero().squeeze(1)
         if len(near):
@@ -236,6 +295,18 @@ class PhaseSearch:
             entry = _Part(max(min(margin, 0.0), float(parents[b])), next(self._count), target, part, shares[b])
             self._add(entry, iterations == FIRST and not bool((part.signs == 0).any()))
 
+    def _searched(self, targets: Tensor, phases: Phases, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
+        """Estimated bounds with the slopes and multipliers found, those of deep parts searched for longer."""
+        estimates, phases = self.ascent.ascend(targets, phases, enough, iterations)
+        deep = ((estimates <= enough) & (phases.signs.count_nonzero(1) >= DEEP)).nonzero().squeeze(1)
+        if len(deep):
+            longer, found = self.ascent.climb(targets[deep], phases[deep], enough[deep], CLIMB)
+            better = longer > estimates[deep]
+            place = deep[better]
+            estimates[place] = longer[better]
+            phases.turns[place], phases.multipliers[place] = found.turns[better], found.multipliers[better]
+        return estimates, phases
+
     def _attack(self, parts: list[_Part], corners: Tensor, deadline: Deadline) -> None:
         """Descend from the corners at which the relaxed rows of some parts take their minima."""
         box = self.problems.box[0]
@@ -246,3 +317,30 @@ class PhaseSearch:
         group = self.problems.group.expand(len(parts))
         some = slice(0, 32)
         self.witness = self.falsifier.descend(group[some], disjuncts[some], starts[some].unsqueeze(1), deadline)
+
+
+@dataclass(eq=False)
+class Finisher:
+    """Searches the phases of boxes before they are split otherwise."""
+
+    checker: Checker
+    falsifier: Falsifier
+    memory: float
+    batch: int
+    patience: float
+    """Seconds in which a search has to halve what is open: about what cutting a box otherwise costs."""
+    progress: Callable[[], None] = lambda: None
+    parts: int = 0
+    """Parts bounded so far."""
+    witness: Witness | None = None
+
+    def finish(self, box: Checked, deadline: Deadline) -> tuple[Subproblems, list[Remainder]] | None:
+        """The one subproblem after a search, and what that has left open; None where phases cannot be searched."""
+        search = PhaseSearch(self.checker, self.falsifier, box, self.memory, self.batch, lambda search: self.progress())
+        if not search.possible:
+            return None
+        search.run(deadline, self.patience)
+        self.parts += search.bounded
+        self.witness = search.witness
+        margins, still = search.outcome()
+        return box.problems.branched(margins.unsqueeze(0), still.unsqueeze(0)), search.remainder()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,13 +25,13 @@ from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval, Verdict
 from curvverify.verification.bound_methods import BoundMethod
 from curvverify.verification.boxes import MANY, BoxSearch, at_once
-from curvverify.verification.branch import Branching, attack_minima
+from curvverify.verification.branch import PATIENCE, Branching, attack_minima
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.given import Given
 from curvverify.verification.methods import Method
 from curvverify.verification.options import Options
-from curvverify.verification.phases import PhaseSearch
+from curvverify.verification.phases import Finisher
 from curvverify.verification.progress import REGIONS, Reporter, open_boxes, open_leaves
 from curvverify.verification.property import compile_query
 from curvverify.verification.provenance import provenance
@@ -51,9 +51,6 @@ COVERED = 0.9
 
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
-
-PHASES = 0.85
-"""Share of the time left for cutting kinks where inputs can be split instead."""
 
 WORTH = 0.05
 """Coupling goes on, with more levels, while the last step took away this share of the deepest shortfall."""
@@ -89,6 +86,8 @@ class Run:
     bounded: int = 0
     coupled: int = 0
     """Levels that the roots' bounds have coupled and gained by."""
+    cost: float = 0.0
+    """Seconds that the roots' last bounds took."""
     left: Remaining | None = None
     """What branching left open."""
 
@@ -136,8 +135,6 @@ class Run:
         few = self._branches and self._boxed(_free(problems.box[problems.unsettled]))
         if witness is None and problems.open.any() and not self.deadline.passed:
             witness = self._burst(problems, "falsify again", 1 if few else self.options.attack_rounds)
-        if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
-            roots, problems, witness = self._phases(problems, roots)
         if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
             problems, witness = self._boxes(problems) if few else self._branch(problems, roots)
         if witness is not None:
@@ -208,7 +205,7 @@ class Run:
                 witness = attack_minima(root, self.falsifier, self.deadline.sooner(options.attack_seconds))
                 if witness is not None:
                     return roots, problems, witness
-            spent = time.monotonic() - begun
+            spent = self.cost = time.monotonic() - begun
             if levels and _paid(last, problems):
                 self.coupled = levels
             if levels and not (_paid(last, problems) and DEARER * spent < COUPLED_SHARE * self.deadline.remaining):
@@ -281,44 +278,6 @@ class Run:
         part = Part(dict(enumerate(relaxation.intervals)), states=states, tangents=relaxation.tangents)
         return self.checker.linear(root.problems, effort, rows, part)
 
-    def _phases(self, problems: Subproblems, roots: list[Checked]) -> tuple[list[Checked], Subproblems, Witness | None]:
-        """Cut the roots' boxes at the kinks of their hinges, where nothing else bends; what is left of the roots."""
-        begun, before, bounded = time.monotonic(), int(problems.open.sum()), 0
-        options, left = self.options, list[Checked]()
-        free = _free(problems.box)
-        if free <= min(options.coupling_inputs, options.branch_inputs):
-            return roots, problems, None
-        share = 1.0 if free > options.branch_inputs else PHASES
-        deadline = self.deadline.sooner(share * self.deadline.remaining)
-        boxes = [root[torch.tensor([b])] for root in roots for b in root.problems.unsettled.tolist()]
-        margins = torch.full_like(problems.open, -torch.inf, dtype=torch.float64)
-        still = problems.open.clone()
-        self._report("phases", problems)
-
-        def report(now: PhaseSearch) -> None:
-            if self.reporter.due:
-                share = (now.share + len(boxes) - 1 - k) / self.property.groups
-                self.reporter.event("phases", now.margin_lower, before, share, now.open, bounded + now.bounded)
-
-        for k, box in enumerate(boxes):
-            search = PhaseSearch(self.checker, self.falsifier, box, options.memory, options.branch_batch, report)
-            if not search.possible:
-                left.append(box)
-                continue
-            search.run(deadline.sooner(deadline.remaining / (len(boxes) - k)))
-            bounded += search.bounded
-            group = int(box.problems.group)
-            margins[group], still[group] = search.outcome()
-            kept = replace(box.problems, open=box.problems.open & still[group])
-            left += [replace(box, problems=kept)] if bool(kept.open.any()) else []
-            if search.witness is not None:
-                return left, problems, search.witness
-        if bounded:
-            self.bounded += bounded
-            problems = problems.branched(margins, still)
-            self._account("phases", begun, before, problems, f"{bounded} parts")
-        return left, problems, None
-
     def _boxes(self, problems: Subproblems) -> tuple[Subproblems, Witness | None]:
         """Split the boxes themselves, thousands at a time; the problems with what that proved of them."""
         begun, before = time.monotonic(), int(problems.open.sum())
@@ -342,7 +301,10 @@ class Run:
         """Split the roots' boxes; the root problems with what the branches proved of them."""
         begun, before = time.monotonic(), int(problems.open.sum())
         options = self.options
-        methods = self._methods(max(_free(root.problems.box) for root in roots))
+        free = max(_free(root.problems.box) for root in roots)
+        kinks = free > min(options.coupling_inputs, options.branch_inputs)
+        kinks = kinks and all(reducible(root.relaxation, self.checker.graph.output) for root in roots)
+        methods = self._methods(free)
         self._report("branch", problems)
 
         def report(now: Branching) -> None:
@@ -350,7 +312,9 @@ class Run:
                 margin, share = now.margin_lower, now.share / self.property.groups
                 self.reporter.event("branch", margin, before, share, now.open, now.bounded)
 
-        branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, methods, report)
+        branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, methods, None, report)
+        if kinks:
+            branching.finisher = self._finisher(lambda: report(branching))
         branching.run(roots, self.deadline)
         if branching.full:
             self.notes.append(f"stopped: the open subproblems take {options.memory:g} GiB (option memory)")
@@ -358,9 +322,19 @@ class Run:
         leaves = open_leaves(branching.worst(REGIONS), problems, self.positions)
         self.left = Remaining(branching.open, branching.share / self.property.groups, tuple(leaves))
         problems = problems.branched(*branching.outcome())
-        what = ", ".join(f"{method.kind}s {len(method.gains)}" for method in methods if method.gains)
-        self._account("branch", begun, before, problems, f"{branching.bounded} subproblems, splitting {what}")
+        what = [f"{branching.bounded} subproblems"]
+        if branching.finisher is not None:
+            self.bounded += branching.finisher.parts
+            what.append(f"{branching.finisher.parts} parts by phases")
+        what += [f"{method.kind}s {len(method.gains)}" for method in methods if method.gains]
+        self._account("branch", begun, before, problems, ", ".join(what))
         return problems, branching.witness
+
+    def _finisher(self, report: Callable[[], None]) -> Finisher:
+        """Searches phases of boxes; the bounds of a whole box have just taken as long as those of a part may."""
+        options = self.options
+        patience = max(PATIENCE, self.cost)
+        return Finisher(self.checker, self.falsifier, options.memory, options.branch_batch, patience, report)
 
     def _methods(self, free: int) -> list[Method]:
         """The ways to split so many free inputs: few of them themselves; else directions, and activations."""

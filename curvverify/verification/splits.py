@@ -59,6 +59,8 @@ class Open:
     """The input's best cut, where that was looked for."""
     share: float = 1.0
     """1 / 2 to the number of cuts between the root box and this one."""
+    searched: float = -math.inf
+    """The margin at which its phases, or those of a box around it, were last searched."""
 
     @property
     def widest(self) -> Cut:

@@ -85,7 +85,7 @@ def test_children_cover_the_parent_and_inherit(model) -> None:
     stuck = root.problems.open | True
     still = Subproblems(root.problems.box, root.problems.group, stuck, torch.full_like(root.problems.margins, -1.0))
     branching = Branching(checker, falsifier, 1.0, 16, [Method("input")])
-    branching._begin([type(root)(still, root.rows, root.bounds, root.relaxation)])
+    branching._begin([type(root)(still, root.rows, root.bounds, root.relaxation)], Deadline.never())
     (entry,) = branching._pop(4, branching.methods[0])
     (one, known), (other, _) = entry.halves(entry.steepest or entry.widest)
     children, part = concatenate([one, other]), branching._stacked(branching.methods[0], [entry], [known, known])
