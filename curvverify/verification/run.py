@@ -49,6 +49,9 @@ COUPLED_SHARE, DEARER = 0.4, 3.0
 COVERED = 0.9
 """Kinks are cut at once, without coupling, where a block would hold less than this share of the first level's gaps."""
 
+SPLIT = 0.5
+"""Seconds that splitting a root is expected to take, relative to its last bounds."""
+
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
 
@@ -331,9 +334,9 @@ class Run:
         return problems, branching.witness
 
     def _finisher(self, report: Callable[[], None]) -> Finisher:
-        """Searches phases of boxes; the bounds of a whole box have just taken as long as those of a part may."""
+        """Searches phases of boxes; the bounds of the halves of a box take about as long as the box's own took."""
         options = self.options
-        patience = max(PATIENCE, self.cost)
+        patience = max(PATIENCE, SPLIT * self.cost)
         return Finisher(self.checker, self.falsifier, options.memory, options.branch_batch, patience, report)
 
     def _methods(self, free: int) -> list[Method]:
