@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,13 @@ from curvverify.bounding.relaxation import Relaxation
 from curvverify.bounding.substitution import Rows
 from curvverify.graph import load
 from curvverify.graph.layers import Graph
+from curvverify.types import Deadline
+from curvverify.verification import branch
+from curvverify.verification.checker import Checker
+from curvverify.verification.falsify import Falsifier
+from curvverify.verification.phases import PhaseSearch
+from curvverify.verification.property import compile_query
+from curvverify.verification.state import Subproblems
 from tests.soundness.attack import ascent, points
 from tests.soundness.operators import SAMPLES
 from tests.soundness.random_graphs import Builder, residual_convnet, residual_mlp
@@ -25,6 +34,11 @@ from tests.soundness.test_branching_holds import asked, small_network
 from tests.soundness.test_coupling_holds import with_fixed_inputs
 
 HINGES = ["Relu", "LeakyRelu"]
+
+Search = Callable[[Ascent, Tensor, Phases, Tensor, int], tuple[Tensor, Phases]]
+
+SEARCHES = [(Ascent.ascend, torch.inf), (Ascent.climb, 2.0)]
+"""With what they are asked to reach: more than is true."""
 
 
 def rows_of(graph: Graph, count: int, seed: int) -> Tensor:
@@ -76,8 +90,8 @@ def test_reduced_network_is_the_network(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", HINGES)
-@pytest.mark.parametrize("seed", range(3))
-def test_points_of_a_part_are_above_its_bounds(name: str, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "search", "most"), [(k, f, m) for k in range(3) for f, m in SEARCHES])
+def test_points_of_a_part_are_above_its_bounds(name: str, seed: int, search: Search, most: float) -> None:
     """Whatever slopes and multipliers: samples, corners and descents that stay in a part do not pass its bounds."""
     graph, relaxation, rows, network = reduced(name, seed)
     box = relaxation.box
@@ -90,7 +104,7 @@ def test_points_of_a_part_are_above_its_bounds(name: str, seed: int) -> None:
     parts = parts_around(z[anchors].sign(), len(anchors), seed)
     index = torch.arange(len(anchors)) % len(rows)
     lower = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, parts)
-    searched, found = Ascent(network).ascend(index, parts, torch.full((len(index),), torch.inf), 6)
+    searched, found = search(Ascent(network), index, parts, torch.full((len(index),), most), 6)
     better = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, found)
     for b, anchor in enumerate(anchors.tolist()):
         inside = ((parts.signs[b] * z) >= 0).all(1)
@@ -154,6 +168,56 @@ def test_ascent_meets_the_linear_programme(seed: int) -> None:
         assert least - float(found) <= 0.2 * (least - plain) + 1e-3
 
 
+def test_climbing_closes_parts_that_hold_no_point() -> None:
+    """Phases of two points at once contradict each other: bounds grow without limit, and long steps get there."""
+    graph, _, _, network = reduced("Relu", 0, 0.15)
+    z = arguments(graph, network, points(box_around(graph.input_shape, 0.15, 0), 400, 0))
+    often = ((z > 0).double().mean(0) - 0.5).abs().argsort(descending=True)[:12]
+    signs = torch.zeros(1, network.hinges.count)
+    signs[0, often] = -(z[:, often].mean(0).sign()).float()
+    whole, index = Ascent(network), torch.zeros(1, dtype=torch.long)
+    parts = Phases(signs, torch.full_like(signs, 0.5), torch.zeros_like(signs))
+    wanted = whole.backward(index, parts).lower.abs() * 3.0 + 3.0
+    assert float(whole.ascend(index, parts, wanted, 30)[0]) < float(wanted)
+    assert float(whole.climb(index, parts, wanted, 30)[0]) > float(wanted)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_a_search_leaves_open_is_all_there_is(seed: int) -> None:
+    """Stopped in between: every point of the box below the threshold lies within what is said to be open."""
+    model = load(small_network(6 * seed, 20), shapes=(1, 20))
+    box = box_around((1, 20), 0.6, seed)
+    box = type(box)(box.lower.float().double(), box.upper.float().double())
+    x = points(box, 4000, seed)
+    y = model.graph(x).flatten()
+    threshold = float(y.quantile(0.02))
+    query = asked(box, threshold)
+    prop = compile_query(query)
+    checker = Checker(model.graph, prop)
+    falsifier = Falsifier(model.graph, query, prop, lambda at: at.new_full((1,), torch.nan))
+    with torch.no_grad():
+        root = checker.linear(Subproblems.of(prop), Effort(1), 1)
+        deadline = Deadline.after(60.0)
+        search = PhaseSearch(checker, falsifier, root, 8.0, 4, lambda s: deadline.cancel() if s.bounded > 150 else None)
+        assert search.possible
+        search.run(deadline)
+        left = search.remainder()
+        values = model.graph.values(x[y < threshold - 1e-9])
+    assert left
+    assert search.open > 10
+    inside = torch.zeros(len(values[0]), dtype=torch.bool)
+    for rest in left:
+        assert bool(rest.open.any())
+        assert 0.0 < rest.share <= 1.0
+        here = torch.ones_like(inside)
+        for node, bounds in rest.known.items():
+            v = values[node]
+            here &= ((v >= bounds.lower - 1e-9) & (v <= bounds.upper + 1e-9)).flatten(1).all(1)
+        inside |= here
+    assert len(inside) > 20
+    assert bool(inside.all())
+
+
 def test_only_hinges_are_reduced() -> None:
     """A network with a product, or with a function that is not a convex hinge, is refused."""
     for graph in (residual_mlp(SAMPLES["Relu"], 0), residual_convnet(SAMPLES["Tanh"], 0)):
@@ -168,9 +232,16 @@ def test_only_hinges_are_reduced() -> None:
 OPTIONS = Options(timeout=60.0, attack_rounds=1, threads=1, branch_inputs=0, coupling=False, refine_iterations=1)
 
 
+@pytest.mark.parametrize("patience", [1.0, 0.01])
 @pytest.mark.parametrize("seed", [0, 5, 6, 11, 17, 29])
-def test_phases_decide(seed: int) -> None:
-    """Two free inputs among four: a grid knows the minimum; both sides of it are decided, and rightly."""
+def test_phases_decide(seed: int, patience: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two free inputs among four: a grid knows the minimum; both sides of it are decided, and rightly.
+
+    Without patience most searches give up, and what they leave open is split along directions.
+    """
+    monkeypatch.setattr(branch, "PATIENCE", patience)
+    monkeypatch.setattr("curvverify.verification.run.PATIENCE", patience)
+    monkeypatch.setattr("curvverify.verification.run.SPLIT", patience)
     model = load(small_network(seed, 4), shapes=(1, 4))
     box = box_around((1, 4), 0.8, seed)
     upper = box.upper.clone()
