@@ -35,7 +35,7 @@ MNIST = {
 }
 CIFAR = {
     "standard": {"average": 0.0},
-    "lcnn": {"weight": 1e-3},
+    "lcnn": {"weight": 1e-2},
     "lcnn-gradient": {"weight": 1e-3},
     "gnr": {"weight": 1e-2},
 }
