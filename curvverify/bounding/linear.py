@@ -18,13 +18,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from curvverify.bounding.bundle import Bundle
 from curvverify.bounding.coupling.build import coupled_blocks
 from curvverify.bounding.coupling.weights import CoupledRows
+from curvverify.bounding.folded import free_coordinates
 from curvverify.bounding.loose import interval_is_exact, loose_entries
 from curvverify.bounding.relaxation import Part, Relaxation
 from curvverify.bounding.resume import NodeState, RowState, joined
 from curvverify.bounding.substitution import Rows, Substitution
 from curvverify.bounding.tangents import joint_tangent, tighten_by_forms
+from curvverify.bounding.taylor import Form, Forms
 from curvverify.graph.layers import Graph
 from curvverify.ops.joint import Joint
 from curvverify.types import Deadline, Interval
@@ -38,6 +41,16 @@ PIECE = 0.25
 KEPT = 0.03
 """Share of the memory above which the state of a node's search is not kept."""
 
+FORMS = 16
+"""Most free inputs for which nodes get affine forms in the inputs before they get rows."""
+
+SWEEPS = 2
+"""Over the forms of a row after every iterate, to combine them."""
+
+BENT = 0.5
+"""An entry whose form has an error below this share of what the inputs move it by gets no rows of one iteration: they
+would gain little.  Of more iterations, below so much smaller a share."""
+
 LATE = 2
 """Steps that count as taken where a search goes on from an earlier one."""
 
@@ -46,12 +59,19 @@ LATE = 2
 class RowBounds:
     """Proved lower bounds (B, R), with the linear form at the input that gave them: slope (B, R, *S_in).
 
-    `state` is where the search stood at the end, where that was asked for.
+    `state` is where the search stood at the end, where that was asked for; `steepness`, of optimised rows, the mean of
+    |slope| over the iterates: the best one's slopes are small, and tell little about which inputs move the row.
     """
 
     lower: Tensor
     slope: Tensor
     state: RowState | None = None
+    steepness: Tensor | None = None
+
+    def __getitem__(self, boxes: Tensor) -> RowBounds:
+        """The same for some of the boxes, without the state."""
+        steepness = None if self.steepness is None else self.steepness[boxes]
+        return RowBounds(self.lower[boxes], self.slope[boxes], steepness=steepness)
 
     def better(self, other: RowBounds) -> RowBounds:
         """The larger bound of every row, with its own linear form."""
@@ -94,7 +114,7 @@ class _Search:
         return cls(relaxation, node, rows, coupled, start)
 
     def substitution(self, dtype: torch.dtype, start: RowState | None) -> Substitution:
-        made = Substitution(self.relaxation, self.node, self.rows, dtype, self.coupled)
+        made = Substitution(self.relaxation, self.node, self.rows, dtype, self.coupled, fold=True)
         if start is not None:
             made.resume(start)
         return made
@@ -148,7 +168,7 @@ def _piece(relaxation: Relaxation, node: int, rows: Rows, effort: Effort, start:
             return _nothing(relaxation, rows)
     decide = search.substitution(torch.float64, quick.state)
     trace = decide.backward(search.smoothing(effort.iterations - 1), rigorous=True)
-    return RowBounds(trace.lower, trace.slope, search.state(decide) if effort.keep else None)
+    return RowBounds(trace.lower, decide.whole(trace.slope), search.state(decide) if effort.keep else None)
 
 
 def _nothing(relaxation: Relaxation, rows: Rows) -> RowBounds:
@@ -168,7 +188,8 @@ def optimised_row_bounds(
 ) -> RowBounds:
     """Lower bounds on a few rows: the best over all Frank-Wolfe iterates, every one evaluated rigorously in float64.
 
-    Stops as soon as `enough` says so of the bounds (B, R) reached, or past the deadline; -inf where that came first.
+    Where few inputs are free, the iterates' forms are also combined, see `bundle`: there slopes nearly cancel.  Stops
+    as soon as `enough` says so of the bounds (B, R) reached, or past the deadline; -inf where that came first.
     """
     if effort.deadline.passed:
         return _nothing(relaxation, rows)
@@ -178,17 +199,40 @@ def optimised_row_bounds(
         search = _Search.begin(relaxation, node, rows[piece], effort, where)
         searches.append((search, search.substitution(torch.float64, where)))
     best: RowBounds | None = None
+    steepness, t = torch.zeros(1), 0
+    free = free_coordinates(relaxation.box)
+    plain = relaxation.slabs is None and relaxation.balls is None
+    bundle = Bundle(_flat(relaxation.box, free)) if plain and 0 < len(free) <= FORMS else None
     for t in range(effort.iterations):
         traces = [p.backward(search.smoothing(t), rigorous=True) for search, p in searches]
-        now = RowBounds(torch.cat([r.lower for r in traces], 1), torch.cat([r.slope for r in traces], 1))
+        slopes = [p.whole(r.slope) for (_, p), r in zip(searches, traces, strict=True)]
+        now = RowBounds(torch.cat([r.lower for r in traces], 1), torch.cat(slopes, 1))
+        steepness = steepness + now.slope.abs()
         best = now if best is None else best.better(now)
+        if bundle is not None:
+            best = best.better(_combined(bundle, now, free))
         if t + 1 == effort.iterations or effort.deadline.passed or enough(best.lower):
             break
         for (search, substitution), trace in zip(searches, traces, strict=True):
             substitution.forward(trace, search.step(t))
     assert best is not None
     state = joined([search.state(p) for search, p in searches], 1) if effort.keep else None
-    return replace(best, state=state)
+    return replace(best, state=state, steepness=steepness / (t + 1))
+
+
+def _flat(box: Interval, free: Tensor) -> Interval:
+    """The boxes (B, n) in some coordinates of the flat input."""
+    return Interval(box.lower.flatten(1)[:, free], box.upper.flatten(1)[:, free])
+
+
+def _combined(bundle: Bundle, now: RowBounds, free: Tensor) -> RowBounds:
+    """The bounds of the bundle with one more form of every row; coordinates that do not move have slope 0."""
+    bundle.add(now.lower, now.slope.flatten(2)[:, :, free])
+    bundle.improve(SWEEPS)
+    lower, slope = bundle.lower()
+    full = torch.zeros_like(now.slope).flatten(2)
+    full[:, :, free] = slope
+    return RowBounds(lower, full.reshape(now.slope.shape))
 
 
 def _pieces(relaxation: Relaxation, node: int, rows: int, effort: Effort, together: int = 1) -> list[slice]:
@@ -217,16 +261,22 @@ def linear_bounds(
     part = part or Part(known or {})
     relaxation = Relaxation(graph, box, slabs=part.slabs, balls=part.balls, around=part.frames)
     wanted = set(graph.bounded)
+    forms = Forms(relaxation, 1) if _carried(graph, box, part) else None
     for position in range(len(graph)):
         if isinstance(graph.nodes[position].op, Joint):
             found = part.tangents.get(position)
             relaxation.tangents[position] = joint_tangent(relaxation, position) if found is None else found
         relaxation.append(part.known.get(position))
+        form = None if forms is None else forms.advance(position)
         if position not in wanted or effort.deadline.passed:
             continue
         if relaxation.slabs is None and relaxation.balls is None and interval_is_exact(graph, position):
             continue
+        if form is not None:
+            relaxation.tighten(position, form.range())
         loose = loose_entries(relaxation, position)
+        if form is not None:
+            loose &= _bent(form, BENT / effort.iterations)
         if relaxation.tangents and position not in part.known and bool(loose.any()):
             tighten_by_forms(relaxation, (position,))
             loose = loose_entries(relaxation, position)
@@ -234,6 +284,18 @@ def linear_bounds(
             state = part.states.get(position)
             relaxation.tighten(position, entry_bounds(relaxation, position, loose, effort, state))
     return relaxation
+
+
+def _carried(graph: Graph, box: Interval, part: Part) -> bool:
+    """Whether forms in the free inputs cost next to nothing beside rows: few inputs are free, on plain boxes."""
+    if part.slabs is not None or part.balls is not None or any(isinstance(node.op, Joint) for node in graph):
+        return False
+    return 0 < len(free_coordinates(box)) <= FORMS
+
+
+def _bent(form: Form, share: float) -> Tensor:
+    """Mask (B, *S) of the entries whose forms' errors exceed this share of what the inputs move them by."""
+    return ~(form.error <= share * form.linear.abs().sum(1))
 
 
 def entry_bounds(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from curvverify.bounding.folded import Folded, folded
 from curvverify.bounding.interval import node_image
 from curvverify.bounding.resume import NodeState, RowState, joined
 from curvverify.graph.layers import Graph
@@ -71,6 +72,7 @@ class Relaxation:
     _envelopes: dict[tuple[int, torch.dtype], Envelope] = field(default_factory=dict)
     _tangents: dict[tuple[int, torch.dtype], Tangent] = field(default_factory=dict)
     _finite: dict[int, bool] = field(default_factory=dict)
+    _folded: dict[torch.dtype, Folded | None] = field(default_factory=dict)
 
     def append(self, known: Interval | None) -> None:
         """Bound the next node from its inputs' bounds; `known` bounds are intersected."""
@@ -121,6 +123,15 @@ class Relaxation:
         if (position, dtype) not in self._tangents:
             self._tangents[position, dtype] = self.tangents[position].mapped(lambda t: t.to(dtype))
         return self._tangents[position, dtype]
+
+    def folded(self, dtype: torch.dtype) -> Folded | None:
+        """The nodes next to the input as functions of its free coordinates; None where that does not pay."""
+        if self.slabs is not None or self.balls is not None:
+            return None
+        if dtype not in self._folded:
+            whole = folded(self.graph, self.box) if dtype == torch.float64 else self.folded(torch.float64)
+            self._folded[dtype] = None if whole is None else whole.to(dtype)
+        return self._folded[dtype]
 
     def finite(self, position: int) -> bool:
         """Whether a node's bounds are all finite."""

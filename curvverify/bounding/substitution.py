@@ -121,10 +121,17 @@ class Substitution:
     """Backward and forward passes for R rows of one node over the relaxation's B boxes, in one dtype.
 
     The first backward pass takes plain lines; once a forward pass has set the points, the `coupled` sites share theirs.
+    Told to `fold`, it leaves forms and slopes of the free coordinates alone, (B, R, n), where few of them move.
     """
 
     def __init__(
-        self, relaxation: Relaxation, node: int, rows: Rows, dtype: torch.dtype, coupled: Sequence[Coupled] = ()
+        self,
+        relaxation: Relaxation,
+        node: int,
+        rows: Rows,
+        dtype: torch.dtype,
+        coupled: Sequence[Coupled] = (),
+        fold: bool = False,
     ):
         self.relaxation, self.node, self.dtype = relaxation, node, dtype
         self.graph = relaxation.graph.to(dtype)
@@ -135,6 +142,7 @@ class Substitution:
         self.coupled = {site: block for block in coupled for site in block.sites}
         self.multipliers: Tensor | None = None
         self.halves: dict[int, Halves] = {}
+        self.folded = relaxation.folded(dtype) if fold and node and rows.input is None else None
 
     def resume(self, state: RowState) -> None:
         """Start from where the search for other, similar rows stood."""
@@ -149,6 +157,11 @@ class Substitution:
     def _interval(self, position: int) -> Interval:
         x = self.relaxation.intervals[position]
         return x if self.dtype == torch.float64 else x.to(self.dtype)
+
+    @property
+    def _box(self) -> Interval:
+        """The boxes that slopes are about: in the free coordinates alone, where the others are folded away."""
+        return self._interval(0) if self.folded is None else self.folded.box
 
     def _point(self, position: int, slot: int, shape: torch.Size) -> Tensor:
         """The supporting point at an input of a nonlinear node; the interval's midpoint at first."""
@@ -199,8 +212,14 @@ class Substitution:
                 continue
             node = graph.nodes[position]
             if isinstance(node.op, Linear):
-                found = self._through_linear(position, row)
-                if node.op.offset is not None:
+                image = None if self.folded is None else self.folded.images.get(position)
+                if image is not None:
+                    found = (image.adjoint(row),)
+                    constant = constant + (row * image.value.unsqueeze(1)).flatten(2).sum(-1)
+                    slack = slack + 1.01 * _weighted(row, image.error) if rigorous else slack
+                else:
+                    found = self._through_linear(position, row)
+                if image is None and node.op.offset is not None:
                     constant = constant + (row * node.op.offset).flatten(2).sum(-1)
                 if rigorous:
                     steps = node.op.terms + node.size + 2 * len(order) + 16
@@ -228,12 +247,16 @@ class Substitution:
             for i, a in zip(node.inputs, found, strict=True):
                 coefficients[i] = coefficients[i] + a if i in coefficients else a
         slope = coefficients.pop(0, None)
-        shape = (self.boxes, self.rows.count, *graph.input_shape)
+        shape = (self.boxes, self.rows.count, *self._box.lower.shape[1:])
         slope = torch.zeros(shape, dtype=self.dtype) if slope is None else slope
         if self.rows.input is not None:
             slope = slope + self.rows.input
         rest, multiplier, lower = self._concretise(slope, constant, slack, rigorous)
         return Trace(slope, rest, constant, slack, lower, lines, multiplier)
+
+    def whole(self, slope: Tensor) -> Tensor:
+        """A trace's slope as coefficients (B, R, *S_in) of all inputs."""
+        return slope if self.folded is None else self.folded.unfolded(slope)
 
     def _coupled_lines(
         self, block: Coupled, coefficients: Mapping[int, Tensor], smoothing: float, rigorous: bool
@@ -274,7 +297,7 @@ class Substitution:
         Sound because: of weak duality, see `slabs` and `balls`, whatever the multipliers; each of their products is
         rounded once, and joins the sums that gamma_n counts.
         """
-        box, slabs, balls = self._interval(0), self.relaxation.slabs, self.relaxation.balls
+        box, slabs, balls = self._box, self.relaxation.slabs, self.relaxation.balls
         absolute, terms = slope, constant.abs()
         if slabs is not None:
             first = self.multipliers is None
@@ -296,7 +319,8 @@ class Substitution:
         if rigorous:
             n = self.graph.nodes[0].size + 2 * len(self.order) + 16 + 4 * (0 if slabs is None else slabs.count)
             n = n if balls is None else n + 8
-            slack = slack + gamma(n) * (_weighted(absolute, self.relaxation.box.magnitude) + terms)
+            size = self.relaxation.box.magnitude if self.folded is None else self.folded.box.magnitude
+            slack = slack + gamma(n) * (_weighted(absolute, size) + terms)
             value = value - (1.01 * slack + TINY)
         return slope, multiplier, value.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
@@ -306,6 +330,9 @@ class Substitution:
         for position in self.order[1:]:
             node = self.graph.nodes[position]
             if not all(i in values for i in node.inputs):
+                continue
+            if self.folded is not None and position in self.folded.images:
+                values[position] = self.folded.images[position].forward(values[0])
                 continue
             inputs = [values[i] for i in node.inputs]
             if isinstance(node.op, Linear):
@@ -320,7 +347,7 @@ class Substitution:
 
     def _minimiser(self, trace: Trace) -> Tensor:
         """(B, R, *S_in): where the rows' linear forms are smallest, as far as the multipliers tell."""
-        box, balls = self._interval(0), self.relaxation.balls
+        box, balls = self._box, self.relaxation.balls
         if balls is not None and trace.multiplier is not None:
             return balls.minimiser(trace.slope, box, trace.multiplier)
         return torch.where(trace.slope > 0, box.lower.unsqueeze(1), box.upper.unsqueeze(1))

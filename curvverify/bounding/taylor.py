@@ -21,6 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvverify.bounding.folded import free_coordinates
 from curvverify.bounding.relaxation import Relaxation
 from curvverify.bounding.substitution import Rows
 from curvverify.graph.layers import Graph, Node
@@ -49,7 +50,7 @@ class Monomials:
     @classmethod
     def of(cls, box: Interval, order: int) -> Monomials:
         flat = Interval(box.lower.flatten(1), box.upper.flatten(1))
-        free = (flat.lower < flat.upper).any(0).nonzero().squeeze(1)
+        free = free_coordinates(flat)
         return cls(free, flat.centre[:, free], radius_upper(flat)[:, free], order)
 
     @property
@@ -146,20 +147,41 @@ def taylor_bounds(
     `order` 2 carries the quadratic part, 1 only the linear one.  `known` bounds of nodes are intersected.
     """
     relaxation = Relaxation(graph, box)
-    monomials = Monomials.of(box, order)
-    last = [max((i for i, n in enumerate(graph.nodes) if k in n.inputs), default=len(graph)) for k in range(len(graph))]
+    forms = Forms(relaxation, order)
     wanted = {*graph.bounded, graph.output}
-    forms: dict[int, Form] = {0: input_form(box, monomials)}
-    for position, node in enumerate(graph.nodes):
+    for position in range(len(graph)):
         relaxation.append(None if known is None else known.get(position))
-        if position:
-            forms[position] = _image(node, [forms[i] for i in node.inputs], relaxation, position)
-            if position in wanted:
-                relaxation.tighten(position, forms[position].range())
-            for i in node.inputs:
-                if last[i] == position:
-                    forms.pop(i, None)
+        form = forms.advance(position)
+        if position and position in wanted:
+            relaxation.tighten(position, form.range())
     return relaxation, forms[graph.output]
+
+
+class Forms:
+    """The forms of a relaxation's nodes, carried along while they are added; dropped after their last consumer."""
+
+    def __init__(self, relaxation: Relaxation, order: int):
+        self.relaxation = relaxation
+        nodes = relaxation.graph.nodes
+        count = len(nodes)
+        self._last = [max((i for i, n in enumerate(nodes) if k in n.inputs), default=count) for k in range(count)]
+        self._monomials = Monomials.of(relaxation.box, order)
+        self._held: dict[int, Form] = {}
+
+    def __getitem__(self, position: int) -> Form:
+        return self._held[position]
+
+    def advance(self, position: int) -> Form:
+        """The form of the relaxation's last node, from its bounds and those of its inputs."""
+        if not position:
+            self._held[0] = input_form(self.relaxation.box, self._monomials)
+            return self._held[0]
+        node = self.relaxation.graph.nodes[position]
+        self._held[position] = _image(node, [self._held[i] for i in node.inputs], self.relaxation, position)
+        for i in node.inputs:
+            if self._last[i] == position:
+                self._held.pop(i, None)
+        return self._held[position]
 
 
 def input_form(box: Interval, monomials: Monomials) -> Form:

@@ -32,8 +32,9 @@ ATTACK_EVERY = 0.5
 MIN_WIDTH = 1e-9
 """Relative to the query's box: coordinates narrower than this are not split any further."""
 
-COLD, WARM = 4, 2
-"""Frank-Wolfe iterations for the nodes of coupled children: without and with the states of their parents' searches."""
+PLAIN, COLD, WARM = 1, 4, 2
+"""Frank-Wolfe iterations for the nodes of children: plain ones, coupled ones without and with the states of their
+parents' searches."""
 
 ROWS = 6
 """Frank-Wolfe iterations for the property's rows, more where coupled."""
@@ -43,6 +44,9 @@ PATIENCE = 1.0
 
 SEARCHED = 0.75
 """Phases are searched again where a part's margin is above this share of what it was at the last search."""
+
+STEP = 0.5
+"""CPU seconds that one batch should take, within a factor of two."""
 
 STATES, DEEP = 0.3, 0.6
 """Shares of the memory above which the queue forgets the states of searches, and goes deep instead of wide."""
@@ -158,18 +162,18 @@ class Branching:
 
     def _step(self, method: Method, deadline: Deadline) -> Checked:
         """Split the most open subproblems by one method, and bound their halves."""
-        begun = time.monotonic()
+        begun = time.process_time()  # not what other processes take
         trial = len(self.methods) > 1 and not method.gains
         entries = self._pop(1 if trial else max(1, min(method.batch, self.batch)), method)
         cuts = self._cuts(method, entries)
         halves = [half for entry, cut in zip(entries, cuts, strict=True) for half in entry.halves(cut)]
         problems = concatenate([problem for problem, _ in halves])
         part = self._stacked(method, entries, [part for _, part in halves])
-        iterations = (WARM if part.states else COLD) if method.coupling else 1
+        iterations = (WARM if part.states else COLD) if method.coupling else PLAIN
         effort = Effort(iterations, self.memory, deadline, method.coupling, keep=method.coupling > 0)
         checked = self.checker.linear(problems, effort, ROWS + 2 * min(method.coupling, 2), part)
         self.bounded += len(problems)
-        spent = time.monotonic() - begun
+        spent = time.process_time() - begun
         parents = [entry.margin for entry in entries for _ in range(2)]
         method.record(shares(parents, checked.problems.margin_lower.tolist()), spent, len(entries))
         if best(self.methods) is method or all(m is method or not m.gains for m in self.methods):
@@ -181,9 +185,9 @@ class Branching:
         else:  # a trial that was not worth it: another cut of the same subproblems will do better
             for entry in entries:
                 self._add(entry)
-        if spent < 0.15:
+        if spent < 0.5 * STEP:
             method.batch = min(2 * method.batch, self.batch)
-        elif spent > 0.5:
+        elif spent > 2.0 * STEP:
             method.batch = max(1, method.batch // 2)
         return checked
 

@@ -42,8 +42,7 @@ class Checked:
         return self._some(index, True)
 
     def _some(self, index: Tensor, remember: bool) -> Checked:
-        bounds = RowBounds(self.bounds.lower[index], self.bounds.slope[index])
-        return Checked(self.problems[index], self.rows, bounds, self.relaxation.select(index, remember))
+        return Checked(self.problems[index], self.rows, self.bounds[index], self.relaxation.select(index, remember))
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,9 @@ from curvverify.verification.state import Subproblems
 DIRECTIONS = 3
 """Directions along which a box is cut."""
 
+FEW = 16
+"""Most free inputs for which it is looked up what each of them moves."""
+
 CORE = 0.15
 """Directions are cut at the middle in T(t) = asinh(t / CORE), for -1 <= t <= 1 on the box: with many inputs most of
 the box lies around t = 0, where the network moves most, and what is left of it far out is nearly rigid."""
@@ -127,41 +130,85 @@ def directions(checker: Checker, checked: Checked, box: int) -> Directions | Non
 
 
 def input_cuts(checker: Checker, checked: Checked, boxes: Tensor, smallest: Tensor) -> list[Cut]:
-    """For each of the boxes, the middle of the coordinate with the largest |linear form| times width.
+    """For each of the boxes, the middle of the coordinate that is expected to gain most.
 
-    The linear forms are those of the rows that open disjuncts ask for.  Coordinates (n,) narrower than `smallest` are
-    left alone.
+    That is the one with the largest |linear form| times width, over the rows that open disjuncts ask for; where few are
+    free, plus the share of what the nonlinear functions lose that it moves.  Coordinates (n,) narrower than `smallest`
+    are left alone.
     """
-    cuts, problems = [], checked.problems
-    for b in boxes.tolist():
-        box = problems.box[b]
-        wanted = checker.property.rows[problems.group[b]][problems.open[b]].flatten()
-        slope = checked.bounds.slope[b, torch.isin(checked.rows, wanted)].flatten(1).abs()
-        width = torch.where(box.width > smallest, box.width, 0.0)
-        i = int(((slope.sum(0) + 1e-3 * slope.mean() + 1e-30) * width).argmax())
-        cuts.append(Cut(0, i, float(box.centre[i])))
-    return cuts
+    problems = checked.problems[boxes]
+    width = torch.where(problems.box.width > smallest, problems.box.width, 0.0)
+    slope = torch.stack([_steepness(checker, checked, b) for b in boxes.tolist()])
+    scores = (slope + 1e-3 * slope.mean(1, keepdim=True) + 1e-30) * width
+    free = (width > 0).any(0).nonzero().squeeze(1)
+    if 0 < len(free) <= FEW:
+        known = {i: checked.relaxation.intervals[i][boxes] for i in checker.graph.bounded}
+        lost = _lost(checker, problems, known, free) * (width[:, free] > 0)
+        scores[:, free] = _shares(scores[:, free]) + _shares(lost)
+    centre = problems.box.centre
+    return [Cut(0, i, float(centre[b, i])) for b, i in enumerate(scores.argmax(1).tolist())]
 
 
-def neuron_cuts(checker: Checker, problems: Subproblems, known: dict[int, Interval]) -> list[Cut | None]:
-    """For each of the boxes, the entry with the largest |gradient of the row| times gap of its envelope.
+def _steepness(checker: Checker, checked: Checked, box: int) -> Tensor:
+    """(n,): sum of |linear form| over the rows that the box's open disjuncts ask for."""
+    problems = checked.problems
+    wanted = checker.property.rows[problems.group[box]][problems.open[box]].flatten()
+    bounds = checked.bounds
+    slope = bounds.slope.abs() if bounds.steepness is None else bounds.steepness
+    return slope[box, torch.isin(checked.rows, wanted)].flatten(1).sum(0)
 
-    The row is the best one of the most open disjunct, its gradient taken at the box's centre; the gap is between the
-    function and its chord at the point where it would be cut.  None where every function is affine already.
+
+def _shares(scores: Tensor) -> Tensor:
+    """Scores (B, n) relative to the sums over the coordinates."""
+    return scores / scores.sum(1, keepdim=True).clamp(min=1e-300)
+
+
+def _lost(checker: Checker, problems: Subproblems, known: dict[int, Interval], free: Tensor) -> Tensor:
+    """(B, n): what the nonlinear functions lose, each loss shared out over the free coordinates (n,) that move it.
+
+    A function moves with a coordinate by as much as its argument differs between the ends, the others at the middle.
     """
-    graph = checker.graph
-    gradients = _gradients(checker, problems)
-    best: list[tuple[float, Cut | None]] = [(0.0, None)] * len(problems)
-    for position, gradient in gradients.items():
+    graph, box = checker.graph, problems.box
+    ends = box.centre.repeat(2 * len(free), 1, 1)
+    each = torch.arange(len(free))
+    ends[each, :, free], ends[len(free) + each, :, free] = box.lower[:, free].T, box.upper[:, free].T
+    values = graph.values(ends.reshape(-1, *graph.input_shape))
+    total = torch.zeros(len(problems), len(free), dtype=torch.float64)
+    for position, loss in _losses(checker, problems, known).items():
+        (argument,) = graph.nodes[position].inputs
+        low, high = values[argument].reshape(2, len(free), len(problems), -1)
+        moved = (high - low).abs()
+        total += (moved / moved.sum(0).clamp(min=1e-300) * loss.flatten(1)).sum(2).T
+    return total
+
+
+def _losses(checker: Checker, problems: Subproblems, known: dict[int, Interval]) -> dict[int, Tensor]:
+    """By elementwise node, |gradient of the box's most promising row| times gap of every entry's envelope, (B, *S).
+
+    The gradient is taken at the box's centre; the gap is between the function and its chord at the point where it would
+    be cut.
+    """
+    graph, losses = checker.graph, {}
+    for position, gradient in _gradients(checker, problems).items():
         node = graph.nodes[position]
         assert isinstance(node.op, Elementwise)
         x = known[node.inputs[0]]
         at = node.op.cut(x)
         low, middle, high = (node.op.forward(z) for z in (x.lower, at, x.upper))
         chord = torch.lerp(low, high, ((at - x.lower) / x.width).nan_to_num(0.5))
-        score = (gradient.abs() * (middle - chord).abs()).nan_to_num(0.0, 0.0, 0.0)
-        score = torch.where(node.op.curved(x), score, 0.0).flatten(1)
-        for b, (value, entry) in enumerate(zip(*score.max(1), strict=True)):
+        loss = (gradient.abs() * (middle - chord).abs()).nan_to_num(0.0, 0.0, 0.0)
+        losses[position] = torch.where(node.op.curved(x), loss, 0.0)
+    return losses
+
+
+def neuron_cuts(checker: Checker, problems: Subproblems, known: dict[int, Interval]) -> list[Cut | None]:
+    """For each of the boxes, the entry that loses most, see `_losses`.  None where every function is affine already."""
+    best: list[tuple[float, Cut | None]] = [(0.0, None)] * len(problems)
+    for position, loss in _losses(checker, problems, known).items():
+        node = checker.graph.nodes[position]
+        assert isinstance(node.op, Elementwise)
+        at = node.op.cut(known[node.inputs[0]])
+        for b, (value, entry) in enumerate(zip(*loss.flatten(1).max(1), strict=True)):
             if float(value) > best[b][0]:
                 best[b] = float(value), Cut(node.inputs[0], int(entry), float(at[b].flatten()[entry]))
     return [cut for _, cut in best]
