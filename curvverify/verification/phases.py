@@ -45,7 +45,7 @@ SECONDS = (0.4, 2.0)
 ENOUGH = 1e-5
 """Relative to the size of what was to be gained: how far above 0 float32 estimates end a search."""
 
-ALIKE = 2
+ALIKE = 6
 """Phases that all open parts of a disjunct have in common, for a box of their own."""
 
 
