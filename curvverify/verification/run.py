@@ -49,8 +49,8 @@ COUPLED_SHARE, DEARER = 0.4, 3.0
 COVERED = 0.9
 """Kinks are cut at once, without coupling, where a block would hold less than this share of the first level's gaps."""
 
-SPLIT = 0.5
-"""Seconds that splitting a root is expected to take, relative to its last bounds."""
+SPLIT, ROOT = 0.5, 0.2
+"""Patience with a root's phases: relative to the seconds of its last bounds, and to what is left."""
 
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
@@ -334,9 +334,9 @@ class Run:
         return problems, branching.witness
 
     def _finisher(self, report: Callable[[], None]) -> Finisher:
-        """Searches phases of boxes; the bounds of the halves of a box take about as long as the box's own took."""
+        """Searches phases of boxes: of roots as long as that gets on, of their parts while it is cheaper than splits."""
         options = self.options
-        patience = max(PATIENCE, SPLIT * self.cost)
+        patience = max(PATIENCE, SPLIT * self.cost, ROOT * self.deadline.remaining)
         return Finisher(self.checker, self.falsifier, options.memory, options.branch_batch, patience, report)
 
     def _methods(self, free: int) -> list[Method]:

@@ -243,6 +243,7 @@ def test_phases_decide(seed: int, patience: float, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(branch, "PATIENCE", patience)
     monkeypatch.setattr("curvverify.verification.run.PATIENCE", patience)
     monkeypatch.setattr("curvverify.verification.run.SPLIT", patience)
+    monkeypatch.setattr("curvverify.verification.run.ROOT", 0.0)
     model = load(small_network(seed, 4), shapes=(1, 4))
     box = box_around((1, 4), 0.8, seed)
     upper = box.upper.clone()
