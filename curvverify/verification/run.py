@@ -334,7 +334,7 @@ class Run:
         return problems, branching.witness
 
     def _finisher(self, report: Callable[[], None]) -> Finisher:
-        """Searches phases of boxes: of roots as long as that gets on, of their parts while it is cheaper than splits."""
+        """Searches phases of boxes: of roots while that gets on, of their parts while it is cheaper than splits."""
         options = self.options
         patience = max(PATIENCE, SPLIT * self.cost, ROOT * self.deadline.remaining)
         return Finisher(self.checker, self.falsifier, options.memory, options.branch_batch, patience, report)
