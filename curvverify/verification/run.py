@@ -49,8 +49,8 @@ COUPLED_SHARE, DEARER = 0.4, 3.0
 COVERED = 0.9
 """Kinks are cut at once, without coupling, where a block would hold less than this share of the first level's gaps."""
 
-SPLIT, ROOT = 0.5, 0.2
-"""Patience with a root's phases: relative to the seconds of its last bounds, and to what is left."""
+SPLIT, ROOT, LONG = 0.5, 0.2, 6.0
+"""Patience with a root's phases: relative to the seconds of its last bounds, and to what is left but so long at most."""
 
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
@@ -336,7 +336,7 @@ class Run:
     def _finisher(self, report: Callable[[], None]) -> Finisher:
         """Searches phases of boxes: of roots while that gets on, of their parts while it is cheaper than splits."""
         options = self.options
-        patience = max(PATIENCE, SPLIT * self.cost, ROOT * self.deadline.remaining)
+        patience = max(PATIENCE, SPLIT * self.cost, min(ROOT * self.deadline.remaining, LONG))
         return Finisher(self.checker, self.falsifier, options.memory, options.branch_batch, patience, report)
 
     def _methods(self, free: int) -> list[Method]:
