@@ -40,7 +40,7 @@ ROWS = 6
 """Frank-Wolfe iterations for the property's rows, more where coupled."""
 
 PATIENCE = 1.0
-"""Seconds, at least, that a search of phases may take before it has halved what is open."""
+"""CPU seconds, at least, that a search of phases may take before it has halved what is open."""
 
 SEARCHED = 0.75
 """Phases are searched again where a part's margin is above this share of what it was at the last search."""

@@ -126,16 +126,16 @@ class PhaseSearch:
     def run(self, deadline: Deadline, patience: float = math.inf) -> None:
         """Cut until nothing is open, a witness is found or time or memory is up.
 
-        Gives up where so many seconds have not halved what is open.
+        Gives up where so many seconds of CPU time have not halved what is open.
         """
         self._begin()
-        attacked = turn = time.monotonic()
+        attacked, turn = time.monotonic(), time.process_time()
         share = 1.0
         while self._queue and not deadline.passed and self.witness is None and not self._full:
-            if time.monotonic() - turn > patience:
+            if time.process_time() - turn > patience:
                 if self.share > 0.5 * share:
                     break
-                turn, share = time.monotonic(), self.share
+                turn, share = time.process_time(), self.share
             begun = time.monotonic()
             parts = [self._pop() for _ in range(min(self._size, len(self._queue)))]
             corners = self._cut(parts)
@@ -328,7 +328,7 @@ class Finisher:
     memory: float
     batch: int
     patience: float
-    """Seconds in which a search has to halve what is open: about what cutting a box otherwise costs."""
+    """Seconds of CPU time in which a search has to halve what is open: about what cutting a box otherwise costs."""
     progress: Callable[[], None] = lambda: None
     parts: int = 0
     """Parts bounded so far."""

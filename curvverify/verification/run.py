@@ -49,8 +49,8 @@ COUPLED_SHARE, DEARER = 0.4, 3.0
 COVERED = 0.9
 """Kinks are cut at once, without coupling, where a block would hold less than this share of the first level's gaps."""
 
-SPLIT, ROOT, LONG = 0.5, 0.2, 6.0
-"""Patience with a root's phases: relative to the seconds of its last bounds, and to what is left but so long at most."""
+SPLIT, ROOT, LONG = 0.5, 0.3, 6.0
+"""Patience with a root's phases: a share of the seconds of its last bounds, or of what is left, so long at most."""
 
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
