@@ -52,6 +52,9 @@ COVERED = 0.9
 SPLIT, ROOT, LONG = 0.5, 0.3, 6.0
 """Patience with a root's phases: a share of the seconds of its last bounds, or of what is left, so long at most."""
 
+ALONE = 0.85
+"""The same where roots are not coupled, so that splits gain little: a share of what is left."""
+
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
 
@@ -336,7 +339,8 @@ class Run:
     def _finisher(self, report: Callable[[], None]) -> Finisher:
         """Searches phases of boxes: of roots while that gets on, of their parts while it is cheaper than splits."""
         options = self.options
-        patience = max(PATIENCE, SPLIT * self.cost, min(ROOT * self.deadline.remaining, LONG))
+        left = self.deadline.remaining
+        patience = max(PATIENCE, SPLIT * self.cost, min(ROOT * left, LONG)) if self.coupled else ALONE * left
         return Finisher(self.checker, self.falsifier, options.memory, options.branch_batch, patience, report)
 
     def _methods(self, free: int) -> list[Method]:

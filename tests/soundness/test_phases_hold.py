@@ -244,6 +244,7 @@ def test_phases_decide(seed: int, patience: float, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("curvverify.verification.run.PATIENCE", patience)
     monkeypatch.setattr("curvverify.verification.run.SPLIT", patience)
     monkeypatch.setattr("curvverify.verification.run.ROOT", 0.0)
+    monkeypatch.setattr("curvverify.verification.run.ALONE", 0.85 if patience == 1.0 else patience / 60.0)
     model = load(small_network(seed, 4), shapes=(1, 4))
     box = box_around((1, 4), 0.8, seed)
     upper = box.upper.clone()
