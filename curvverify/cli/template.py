@@ -150,8 +150,9 @@ def _tell(requester: socket.socket, text: str) -> None:
 def main(path: str) -> None:
     """Listen on the socket, import, and serve; the socket's file goes at the end."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(path + ".new")
     listener.listen(256)
+    os.rename(path + ".new", path)  # nobody finds it before somebody listens
     try:
         for name in PRELOADED:
             import_module(name)
