@@ -10,6 +10,7 @@ Source: the multipliers are those of beta-CROWN (Wang et al., NeurIPS 2021).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -84,6 +85,18 @@ class Pass:
 
 
 @dataclass(frozen=True, eq=False)
+class _Place:
+    """What a search keeps of every part beside its phases: (B, 1), (B,), and running means (B, U)."""
+
+    scale: Tensor
+    enough: Tensor
+    moments: list[Tensor]
+
+    def __getitem__(self, index: Tensor) -> _Place:
+        return _Place(self.scale[index], self.enough[index], [m[index] for m in self.moments])
+
+
+@dataclass(frozen=True, eq=False)
 class Ascent:
     """Estimates of the bounds of rows of a reduced network on parts of its box."""
 
@@ -131,34 +144,12 @@ class Ascent:
 
         Parts whose bound exceeds `enough` (B,) are not improved any further.
         """
-        best = torch.full((len(phases),), -torch.inf)
-        turns, multipliers = phases.turns.clone(), phases.multipliers.clone()
-        kept = torch.arange(len(phases))
-        moments = [torch.zeros_like(turns) for _ in range(4)]
-        now, scale = phases, None
-        for t in range(iterations):
-            found = self.backward(rows, now)
-            better = (found.lower > best[kept]).nonzero().squeeze(1)
-            place = kept[better]
-            best[place], turns[place], multipliers[place] = (
-                found.lower[better],
-                now.turns[better],
-                now.multipliers[better],
-            )
-            if t + 1 == iterations:
-                break
-            z = self.forward(found)
-            if scale is None:
-                scale = found.coefficients.abs().mean(1, keepdim=True)
-            open_ = ~(found.lower > enough[kept])
-            now = self._step(t, RATE * LAST ** (t / iterations), now, found, z, scale, moments)
-            if int(open_.sum()) < 0.75 * len(kept):
-                chosen = open_.nonzero().squeeze(1)
-                if not len(chosen):
-                    break
-                kept, rows, now, scale = kept[chosen], rows[chosen], now[chosen], scale[chosen]
-                moments = [m[chosen] for m in moments]
-        return best, Phases(phases.signs, turns, multipliers)
+        moments = [torch.zeros_like(phases.turns) for _ in range(4)]
+
+        def step(t: int, now: Phases, found: Pass, z: Tensor, at: _Place) -> Phases:
+            return self._step(t, RATE * LAST ** (t / iterations), now, found, z, at.scale, at.moments)
+
+        return self._search(rows, phases, enough, iterations, step, lambda a: a.mean(1, keepdim=True), moments)
 
     def climb(self, rows: Tensor, phases: Phases, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
         """The same as `ascend`, with steps as long as `enough` asks for, so that multipliers grow as far as they must.
@@ -166,24 +157,42 @@ class Ascent:
         Parts that hold no point, or hardly any, have bounds that grow without limit with the multipliers, which small
         steps find slowly; where `enough` is out of reach these steps are too long.  Source: Polyak (1969).
         """
+
+        def step(t: int, now: Phases, found: Pass, z: Tensor, at: _Place) -> Phases:
+            return self._long_step(now, found, z, at.scale, at.enough)
+
+        return self._search(rows, phases, enough, iterations, step, lambda a: a.amax(1, keepdim=True), [])
+
+    def _search(
+        self,
+        rows: Tensor,
+        phases: Phases,
+        enough: Tensor,
+        iterations: int,
+        step: Callable[[int, Phases, Pass, Tensor, _Place], Phases],
+        scale: Callable[[Tensor], Tensor],
+        moments: list[Tensor],
+    ) -> tuple[Tensor, Phases]:
+        """The best over all iterates; a quarter of the parts, or more, drop out together once they have `enough`.
+
+        `scale` of the first |coefficients| (B, U) is what multipliers are measured by.
+        """
         best = torch.full((len(phases),), -torch.inf)
         turns, multipliers = phases.turns.clone(), phases.multipliers.clone()
-        kept, now, scale = torch.arange(len(phases)), phases, None
+        kept, now, at = torch.arange(len(phases)), phases, None
         for t in range(iterations):
             found = self.backward(rows, now)
             better = (found.lower > best[kept]).nonzero().squeeze(1)
             place = kept[better]
             best[place], turns[place] = found.lower[better], now.turns[better]
             multipliers[place] = now.multipliers[better]
-            chosen = (found.lower <= enough[kept]).nonzero().squeeze(1)
+            at = at or _Place(scale(found.coefficients.abs()), enough, moments)
+            chosen = (~(found.lower > at.enough)).nonzero().squeeze(1)
             if t + 1 == iterations or not len(chosen):
                 break
-            z = self.forward(found)
-            if scale is None:
-                scale = found.coefficients.abs().amax(1, keepdim=True)
-            now = self._long_step(now, found, z, scale, enough[kept])
+            now = step(t, now, found, self.forward(found), at)
             if len(chosen) < 0.75 * len(kept):
-                kept, rows, now, scale = kept[chosen], rows[chosen], now[chosen], scale[chosen]
+                kept, rows, now, at = kept[chosen], rows[chosen], now[chosen], at[chosen]
         return best, Phases(phases.signs, turns, multipliers)
 
     @staticmethod

@@ -155,13 +155,6 @@ class PhaseSearch:
         return len(self._queue) + len(self._stuck)
 
     @property
-    def margin_lower(self) -> float:
-        """The smallest margin proved so far of a disjunct that is open on some part, inf where there is none."""
-        return min(
-            (t.margin for t, share in zip(self.targets, self._shares, strict=True) if share > 0.0), default=torch.inf
-        )
-
-    @property
     def share(self) -> float:
         """Mean over the disjuncts of the shares of the box that are open: 1 / 2 to the number of cuts each."""
         return sum(self._shares) / len(self._shares)
