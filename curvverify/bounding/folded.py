@@ -6,6 +6,7 @@ work of a pass; what it adds to the nodes next to the input is the same for all 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,15 +63,25 @@ class Folded:
 
     def unfolded(self, slope: Tensor) -> Tensor:
         """Coefficients (B, R, n) of the free coordinates as those (B, R, *S_in) of all, 0 at the others."""
-        full = slope.new_zeros(*slope.shape[:2], int(torch.Size(self.shape).numel()))
-        full[:, :, self.free] = slope
-        return full.reshape(*slope.shape[:2], *self.shape)
+        return spread(slope, self.free, self.shape)
 
 
 def free_coordinates(box: Interval) -> Tensor:
     """The positions (n,) of the flat input's coordinates that move in some of the boxes (B, *S)."""
     width = box.width.flatten(1).amax(0)
     return (width > NARROW * width.max()).nonzero().squeeze(1)
+
+
+def coordinates(box: Interval, free: Tensor) -> Interval:
+    """The boxes (B, n) in those coordinates of the flat input."""
+    return Interval(box.lower.flatten(1)[:, free], box.upper.flatten(1)[:, free])
+
+
+def spread(slope: Tensor, free: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Coefficients (B, R, n) of those coordinates as coefficients (B, R, *shape) of all, 0 at the others."""
+    full = slope.new_zeros(*slope.shape[:2], math.prod(shape))
+    full[:, :, free] = slope
+    return full.reshape(*slope.shape[:2], *shape)
 
 
 def folded(graph: Graph, box: Interval) -> Folded | None:
@@ -95,5 +106,4 @@ def folded(graph: Graph, box: Interval) -> Folded | None:
         error = op.absolute(radius + unit * (centre.abs() + radius), bias=False) + unit * op.absolute(centre.abs())
         columns = op.forward(units.reshape(-1, *graph.input_shape), bias=False)
         images[i] = Image(columns, op.forward(centre), (1.0 + 2.0 * unit) * error + TINY)
-    flat = Interval(box.lower.flatten(1)[:, free], box.upper.flatten(1)[:, free])
-    return Folded(free, flat, images, graph.input_shape)
+    return Folded(free, coordinates(box, free), images, graph.input_shape)

@@ -21,7 +21,7 @@ from torch import Tensor
 from curvverify.bounding.bundle import Bundle
 from curvverify.bounding.coupling.build import coupled_blocks
 from curvverify.bounding.coupling.weights import CoupledRows
-from curvverify.bounding.folded import free_coordinates
+from curvverify.bounding.folded import coordinates, free_coordinates, spread
 from curvverify.bounding.loose import interval_is_exact, loose_entries
 from curvverify.bounding.relaxation import Part, Relaxation
 from curvverify.bounding.resume import NodeState, RowState, joined
@@ -201,8 +201,7 @@ def optimised_row_bounds(
     best: RowBounds | None = None
     steepness, t = torch.zeros(1), 0
     free = free_coordinates(relaxation.box)
-    plain = relaxation.slabs is None and relaxation.balls is None
-    bundle = Bundle(_flat(relaxation.box, free)) if plain and 0 < len(free) <= FORMS else None
+    bundle = Bundle(coordinates(relaxation.box, free)) if relaxation.uncut and 0 < len(free) <= FORMS else None
     for t in range(effort.iterations):
         traces = [p.backward(search.smoothing(t), rigorous=True) for search, p in searches]
         slopes = [p.whole(r.slope) for (_, p), r in zip(searches, traces, strict=True)]
@@ -220,19 +219,12 @@ def optimised_row_bounds(
     return replace(best, state=state, steepness=steepness / (t + 1))
 
 
-def _flat(box: Interval, free: Tensor) -> Interval:
-    """The boxes (B, n) in some coordinates of the flat input."""
-    return Interval(box.lower.flatten(1)[:, free], box.upper.flatten(1)[:, free])
-
-
 def _combined(bundle: Bundle, now: RowBounds, free: Tensor) -> RowBounds:
     """The bounds of the bundle with one more form of every row; coordinates that do not move have slope 0."""
     bundle.add(now.lower, now.slope.flatten(2)[:, :, free])
     bundle.improve(SWEEPS)
     lower, slope = bundle.lower()
-    full = torch.zeros_like(now.slope).flatten(2)
-    full[:, :, free] = slope
-    return RowBounds(lower, full.reshape(now.slope.shape))
+    return RowBounds(lower, spread(slope, free, now.slope.shape[2:]))
 
 
 def _pieces(relaxation: Relaxation, node: int, rows: int, effort: Effort, together: int = 1) -> list[slice]:
@@ -261,7 +253,7 @@ def linear_bounds(
     part = part or Part(known or {})
     relaxation = Relaxation(graph, box, slabs=part.slabs, balls=part.balls, around=part.frames)
     wanted = set(graph.bounded)
-    forms = Forms(relaxation, 1) if _carried(graph, box, part) else None
+    forms = Forms(relaxation, 1) if _carried(relaxation) else None
     for position in range(len(graph)):
         if isinstance(graph.nodes[position].op, Joint):
             found = part.tangents.get(position)
@@ -270,7 +262,7 @@ def linear_bounds(
         form = None if forms is None else forms.advance(position)
         if position not in wanted or effort.deadline.passed:
             continue
-        if relaxation.slabs is None and relaxation.balls is None and interval_is_exact(graph, position):
+        if relaxation.uncut and interval_is_exact(graph, position):
             continue
         if form is not None:
             relaxation.tighten(position, form.range())
@@ -286,11 +278,11 @@ def linear_bounds(
     return relaxation
 
 
-def _carried(graph: Graph, box: Interval, part: Part) -> bool:
+def _carried(relaxation: Relaxation) -> bool:
     """Whether forms in the free inputs cost next to nothing beside rows: few inputs are free, on plain boxes."""
-    if part.slabs is not None or part.balls is not None or any(isinstance(node.op, Joint) for node in graph):
+    if not relaxation.uncut or any(isinstance(node.op, Joint) for node in relaxation.graph):
         return False
-    return 0 < len(free_coordinates(box)) <= FORMS
+    return 0 < len(free_coordinates(relaxation.box)) <= FORMS
 
 
 def _bent(form: Form, share: float) -> Tensor:

@@ -126,12 +126,17 @@ class Relaxation:
 
     def folded(self, dtype: torch.dtype) -> Folded | None:
         """The nodes next to the input as functions of its free coordinates; None where that does not pay."""
-        if self.slabs is not None or self.balls is not None:
+        if not self.uncut:
             return None
         if dtype not in self._folded:
             whole = folded(self.graph, self.box) if dtype == torch.float64 else self.folded(torch.float64)
             self._folded[dtype] = None if whole is None else whole.to(dtype)
         return self._folded[dtype]
+
+    @property
+    def uncut(self) -> bool:
+        """Whether the boxes are whole: no slabs, no balls."""
+        return self.slabs is None and self.balls is None
 
     def finite(self, position: int) -> bool:
         """Whether a node's bounds are all finite."""
