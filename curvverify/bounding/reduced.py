@@ -1,7 +1,7 @@
-"""A network over one box as its unstable hinges see it: every other function is affine there, and composed away.
+"""A network over one box as its unstable hinges see it: every other function is a band around an affine one there.
 
-With t in [-1, 1]^n for the free inputs, and for the remainders of joint operators around their tangents, the arguments
-of the unstable entries of ReLU-like functions are z = J t + H a + c with H strictly lower triangular in blocks and
+With t in [-1, 1]^n for the free inputs, and for the remainders of bent functions and joint operators, the arguments of
+the unstable entries of ReLU-like functions are z = J t + H a + c with H strictly lower triangular in blocks and
 a = sigma(z), and a row of the output is j.t + h.a + c.
 A pass over a batch of parts of the box is two products with J and one with each block of H, whatever the network was
 made of.  Everything is in float32 and nothing here decides: `phases.decided_lower` does, on the network itself.
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.relaxation import Relaxation
-from curvverify.ops.base import Linear
+from curvverify.graph.layers import Node
+from curvverify.ops.base import Elementwise, Linear, Op
 from curvverify.ops.elementwise.hinge import Hinge
 from curvverify.ops.joint import Joint
+from curvverify.ops.product import Product
 
 ROWS = 256
 """Rows that are composed at once."""
@@ -78,18 +80,28 @@ class ReducedNetwork:
     rows: Forms
 
 
+@dataclass(frozen=True, eq=False)
+class Band:
+    """|f(x_1, ...) - (sum_i slopes_i x_i + middle)| <= radius on the box, about; entry by entry, (S,) each."""
+
+    slopes: tuple[Tensor, ...]
+    middle: Tensor
+    radius: Tensor
+
+
 def reducible(relaxation: Relaxation, node: int) -> bool:
-    """Whether every nonlinear node that a node depends on has a tangent or is a convex hinge with finite bounds."""
+    """Whether the arguments of every nonlinear node that a node depends on are bounded."""
     graph = relaxation.graph
-    for i in graph.ancestors[node]:
-        op = graph.nodes[i].op
-        if graph.nodes[i].nonlinear and not isinstance(op, Joint):
-            if not isinstance(op, Hinge) or not relaxation.finite(graph.nodes[i].inputs[0]):
-                return False
-            left, right = (torch.as_tensor(s) for s in op.slopes)
-            if not bool((left <= right).all()):
-                return False
-    return True
+    nonlinear = [graph.nodes[i] for i in graph.ancestors[node] if graph.nodes[i].nonlinear]
+    return all(relaxation.finite(i) for n in nonlinear for i in n.inputs)
+
+
+def convex_hinge(op: Op) -> bool:
+    """Whether an operator is a convex hinge, whose phases can be cut."""
+    if not isinstance(op, Hinge):
+        return False
+    left, right = (torch.as_tensor(s) for s in op.slopes)
+    return bool((left <= right).all())
 
 
 def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
@@ -100,8 +112,9 @@ def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
     start = 0
     for i in relaxation.graph.by_level(node):
         op = relaxation.graph.nodes[i].op
-        if not isinstance(op, Hinge):
+        if not convex_hinge(op):
             continue
+        assert isinstance(op, Hinge)
         x = relaxation.intervals[relaxation.graph.nodes[i].inputs[0]]
         low, high = x.lower[0], x.upper[0]
         left, right = (torch.as_tensor(s, dtype=low.dtype).expand_as(low) for s in op.slopes)
@@ -119,7 +132,7 @@ def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
 def reduced_network(relaxation: Relaxation, node: int, coefficients: Tensor, inputs: Tensor | None) -> ReducedNetwork:
     """The network of one box, for the rows coefficients.v + inputs.x of a node: (R, *S) and (R, *S_in).
 
-    The relaxation must be reducible.
+    The relaxation must be reducible.  What bends is rounded and loosened to a band, nothing here is rigorous.
     """
     hinges = unstable_hinges(relaxation, node)
     compose = _Composition(relaxation, node, hinges)
@@ -147,7 +160,9 @@ class _Composition:
         self.centre, self.radius = (0.5 * (lower + upper)).float(), (0.5 * (upper - lower)).float()
         self.free = self.radius.nonzero().squeeze(1)
         self.sites = {site.node: site for site in self.hinges.sites}
-        self.joint = [i for i in self.graph.ancestors[self.node] if isinstance(self.graph.nodes[i].op, Joint)]
+        bent = [i for i in self.graph.by_level(self.node) if bends(self.graph.nodes[i])]
+        self.bands = {i: _band(self.relaxation, i) for i in bent if not isinstance(self.graph.nodes[i].op, Joint)}
+        self.wide = {i: self._radius(i).nonzero().squeeze(1) for i in bent}
 
     def entries(self, site: Site) -> Forms:
         """The arguments of a site's entries."""
@@ -165,7 +180,7 @@ class _Composition:
         count = len(coefficients)
         constant, hinges = torch.zeros(count), torch.zeros(count, self.hinges.count)
         held: dict[int, Tensor] = {node: coefficients}
-        remainders = {i: torch.zeros(count, self.graph.nodes[i].size) for i in self.joint}
+        remainders = {i: torch.zeros(count, len(wide)) for i, wide in self.wide.items()}
         for position in reversed(self.graph.ancestors[node][1:]):
             row = held.pop(position, None)
             if row is None:
@@ -178,8 +193,13 @@ class _Composition:
             elif isinstance(op, Joint):
                 tangent = self.relaxation.tangent(position, torch.float32)
                 constant = constant + (row * tangent.middle).flatten(1).sum(1)
-                remainders[position] = (row * tangent.radius).flatten(1)
+                remainders[position] = (row * tangent.radius).flatten(1)[:, self.wide[position]]
                 found = tuple(a.squeeze(0) for a in tangent.adjoint(row.unsqueeze(0)))
+            elif position in self.bands:
+                band, flat = self.bands[position], row.flatten(1)
+                constant = constant + flat @ band.middle
+                remainders[position] = (flat * band.radius)[:, self.wide[position]]
+                found = tuple((flat * slope).reshape(row.shape) for slope in band.slopes)
             else:
                 flat = row.flatten(1)
                 if position in self.sites:
@@ -193,3 +213,35 @@ class _Composition:
             slope = slope + shift.flatten(1)
         moving = torch.cat([(slope * self.radius)[:, self.free], *remainders.values()], 1)
         return Forms(moving, hinges, constant + slope @ self.centre)
+
+    def _radius(self, position: int) -> Tensor:
+        if position in self.bands:
+            return self.bands[position].radius
+        return self.relaxation.tangent(position, torch.float32).radius.flatten()
+
+
+def bends(node: Node) -> bool:
+    """Whether a node is neither affine nor has phases that can be cut."""
+    return node.nonlinear and not convex_hinge(node.op)
+
+
+def _band(relaxation: Relaxation, position: int) -> Band:
+    """Around the chord of a function of one variable, around the tangent of a product; or constant, if that is less."""
+    node = relaxation.graph.nodes[position]
+    inputs = [relaxation.intervals[i] for i in node.inputs]
+    if isinstance(node.op, Product):
+        u, v = inputs
+        slopes = v.centre, u.centre
+        middle, radius = -u.centre * v.centre, 0.25 * u.width * v.width
+    else:
+        assert isinstance(node.op, Elementwise)
+        (x,) = inputs
+        low, high = node.op.forward(x.lower), node.op.forward(x.upper)
+        bow = node.op.bow(x)
+        slopes = ((high - low) / x.width,)
+        middle, radius = low - slopes[0] * x.lower + bow.centre, 0.5 * bow.width
+    image = relaxation.intervals[position]
+    flat = ~(radius < 0.5 * image.width)  # NaN where an interval is a point
+    slopes = tuple(torch.where(flat, 0.0, slope)[0].flatten().float() for slope in slopes)
+    middle, radius = torch.where(flat, image.centre, middle), torch.where(flat, 0.5 * image.width, radius)
+    return Band(slopes, middle[0].flatten().float(), radius[0].flatten().float())

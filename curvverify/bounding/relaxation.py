@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from curvverify.bounding.coupling.block import Block, Frame
     from curvverify.bounding.slabs import Slabs
 
+CROSSED = 1e-9
+"""Bounds of one value that cross by more than this, relative to their size, leave no value between them."""
+
 SATURATION = 1e-4
 """Entries whose image is narrower than this are bounded by constants, which makes later products sparse."""
 
@@ -69,10 +72,15 @@ class Relaxation:
     states: dict[int, NodeState] = field(default_factory=dict)
     tangents: dict[int, Tangent] = field(default_factory=dict)
     """Of joint operators, in float64."""
+    empty: Tensor = field(init=False)
+    """The boxes (B,) of which bounds of some node have crossed: no point of them is where all bounds hold."""
     _envelopes: dict[tuple[int, torch.dtype], Envelope] = field(default_factory=dict)
     _tangents: dict[tuple[int, torch.dtype], Tangent] = field(default_factory=dict)
     _finite: dict[int, bool] = field(default_factory=dict)
     _folded: dict[torch.dtype, Folded | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.empty = torch.zeros(len(self.box.lower), dtype=torch.bool)
 
     def append(self, known: Interval | None) -> None:
         """Bound the next node from its inputs' bounds; `known` bounds are intersected."""
@@ -85,14 +93,21 @@ class Relaxation:
             image = node_image(node, inputs)
             magnitude = node.op.magnitude(*inputs) if isinstance(node.op, Linear) else image.magnitude
         if known is not None:
-            image = consistent(image.intersect(known), image)
+            image = self._consistent(image.intersect(known), image)
         self.intervals.append(image)
         self.magnitudes.append(magnitude)
 
     def tighten(self, position: int, bounds: Interval) -> None:
         """Intersect a node's bounds, before any envelope has been built on them."""
         old = self.intervals[position]
-        self.intervals[position] = consistent(old.intersect(bounds), old)
+        self.intervals[position] = self._consistent(old.intersect(bounds), old)
+
+    def _consistent(self, tightened: Interval, fallback: Interval) -> Interval:
+        low, high = tightened.lower, tightened.upper
+        nothing = low - high > CROSSED * (1.0 + torch.maximum(low.abs(), high.abs()))
+        if bool(nothing.any()):
+            self.empty = self.empty | nothing.flatten(1).any(1)
+        return consistent(tightened, fallback)
 
     def keep(self, position: int, functions: int, found: list[tuple[Tensor, RowState | None]]) -> None:
         """Remember where the searches stood: states of numbered functions (B, R) out of so many, piece by piece."""

@@ -98,6 +98,8 @@ class Branching:
     share: float = 0.0
     """Sum of the open subproblems' shares of the root boxes."""
     _bytes: int = 0
+    _splitting: float = 0.0
+    """CPU seconds that splits have taken."""
     _queue: list[tuple[float, int, Open]] = field(default_factory=list)
     _count: itertools.count[int] = field(default_factory=itertools.count)
     _roots: list[_Root] = field(default_factory=list)
@@ -172,14 +174,16 @@ class Branching:
         iterations = (WARM if part.states else COLD) if method.coupling else PLAIN
         effort = Effort(iterations, self.memory, deadline, method.coupling, keep=method.coupling > 0)
         checked = self.checker.linear(problems, effort, ROWS + 2 * min(method.coupling, 2), part)
+        checked = _without_empty(checked)
         self.bounded += len(problems)
         spent = time.process_time() - begun
+        self._splitting += spent
         parents = [entry.margin for entry in entries for _ in range(2)]
         method.record(shares(parents, checked.problems.margin_lower.tolist()), spent, len(entries))
         if best(self.methods) is method or all(m is method or not m.gains for m in self.methods):
             self._record(problems, checked.problems)
             if self.finisher is not None:
-                self.finisher.patience = max(PATIENCE, spent / len(entries))
+                self.finisher.patience = max(self.finisher.least, spent / len(entries))
             above = [_Above(entry.root, 0.5 * entry.share, entry.searched) for entry in entries for _ in range(2)]
             self._push(checked, part.slabs, above, deadline)
         else:  # a trial that was not worth it: another cut of the same subproblems will do better
@@ -238,7 +242,7 @@ class Branching:
         for b, entry in queued:
             if finisher is None or deadline.passed or self.witness is not None:
                 return
-            if entry.margin < SEARCHED * entry.searched:
+            if self._splitting < finisher.after or entry.margin < SEARCHED * entry.searched:
                 continue
             found = finisher.finish(checked[torch.tensor([b])], deadline)
             self.witness = finisher.witness
@@ -328,6 +332,15 @@ class Branching:
 
 def _stack(known: list[Mapping[int, Interval]], nodes: tuple[int, ...]) -> dict[int, Interval]:
     return {i: Interval(torch.cat([k[i].lower for k in known]), torch.cat([k[i].upper for k in known])) for i in nodes}
+
+
+def _without_empty(checked: Checked) -> Checked:
+    """Settle the boxes of which no point is where all bounds of nodes hold: cuts have left nothing of them."""
+    empty = checked.relaxation.empty
+    if not bool(empty.any()):
+        return checked
+    margins = torch.where(empty, torch.inf, -torch.inf).double().reshape(-1, 1, 1)
+    return replace(checked, problems=checked.problems.proved(margins.expand_as(checked.problems.margins)))
 
 
 def attack_minima(checked: Checked, falsifier: Falsifier, deadline: Deadline, most: int = 512) -> Witness | None:

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.phases import Ascent, Phases, concatenated, decided_lower
-from curvverify.bounding.reduced import reduced_network, reducible
-from curvverify.ops.elementwise.hinge import Hinge
-from curvverify.ops.joint import Joint
+from curvverify.bounding.reduced import bends, convex_hinge, reduced_network, reducible
 from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
@@ -109,18 +107,18 @@ class PhaseSearch:
 
     @property
     def possible(self) -> bool:
-        """Whether hinges can be cut, all else is affine or has a tangent, and the matrices fit into the memory."""
+        """Whether there are hinges to be cut, everything is bounded, and the matrices fit into the memory."""
         relaxation, output = self.root.relaxation, self.graph.output
         if not reducible(relaxation, output):
             return False
         count, free = 0, self.graph.nodes[0].size
         for i in self.graph.ancestors[output]:
             node = self.graph.nodes[i]
-            if isinstance(node.op, Hinge):
+            if bends(node):
+                free += node.size
+            elif convex_hinge(node.op):
                 x = relaxation.intervals[node.inputs[0]]
                 count += int(((x.lower < 0) & (x.upper > 0)).sum())
-            elif isinstance(node.op, Joint):
-                free += node.size
         return count > 0 and 4.0 * count * (free + count) < 0.0625 * self.memory * 2**30
 
     def run(self, deadline: Deadline, patience: float = math.inf) -> None:
@@ -322,6 +320,10 @@ class Finisher:
     batch: int
     patience: float
     """Seconds of CPU time in which a search has to halve what is open: about what cutting a box otherwise costs."""
+    least: float
+    """The patience with parts of roots, at least."""
+    after: float = 0.0
+    """CPU seconds of splits before any search: what those close is closed sooner by them."""
     progress: Callable[[], None] = lambda: None
     parts: int = 0
     """Parts bounded so far."""

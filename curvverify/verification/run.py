@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from curvverify.bounding.coupling.build import covered
 from curvverify.bounding.linear import Effort
-from curvverify.bounding.reduced import reducible
+from curvverify.bounding.reduced import bends, reducible
 from curvverify.bounding.relaxation import Part
 from curvverify.graph import LoadedModel
 from curvverify.graph.attention import with_attention
@@ -54,6 +55,10 @@ SPLIT, ROOT, LONG = 0.5, 0.3, 6.0
 
 ALONE = 0.85
 """The same where roots are not coupled, so that splits gain little: a share of what is left."""
+
+BRIEF, AFTER = 0.05, 2.0
+"""Where few inputs are free, so that boxes are split easily: CPU seconds of patience with phases, after so many seconds
+of splits."""
 
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
@@ -247,6 +252,8 @@ class Run:
         free = max((_free(root.problems.box) for root in roots), default=0)
         if not self.options.branch or free <= self.options.branch_inputs:
             return False
+        if any(bends(node) and not isinstance(node.op, Joint) for node in self.checker.graph):
+            return False
         return all(reducible(r.relaxation, output) and covered(r.relaxation, output) < COVERED for r in roots)
 
     def _boxed(self, free: int) -> bool:
@@ -308,8 +315,7 @@ class Run:
         begun, before = time.monotonic(), int(problems.open.sum())
         options = self.options
         free = max(_free(root.problems.box) for root in roots)
-        kinks = free > min(options.coupling_inputs, options.branch_inputs)
-        kinks = kinks and all(reducible(root.relaxation, self.checker.graph.output) for root in roots)
+        kinks = all(reducible(root.relaxation, self.checker.graph.output) for root in roots)
         methods = self._methods(free)
         self._report("branch", problems)
 
@@ -320,7 +326,7 @@ class Run:
 
         branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, methods, None, report)
         if kinks:
-            branching.finisher = self._finisher(lambda: report(branching))
+            branching.finisher = self._finisher(lambda: report(branching), free)
         branching.run(roots, self.deadline)
         if branching.full:
             self.notes.append(f"stopped: the open subproblems take {options.memory:g} GiB (option memory)")
@@ -336,12 +342,15 @@ class Run:
         self._account("branch", begun, before, problems, ", ".join(what))
         return problems, branching.witness
 
-    def _finisher(self, report: Callable[[], None]) -> Finisher:
+    def _finisher(self, report: Callable[[], None], free: int) -> Finisher:
         """Searches phases of boxes: of roots while that gets on, of their parts while it is cheaper than splits."""
-        options = self.options
-        left = self.deadline.remaining
-        patience = max(PATIENCE, SPLIT * self.cost, min(ROOT * left, LONG)) if self.coupled else ALONE * left
-        return Finisher(self.checker, self.falsifier, options.memory, options.branch_batch, patience, report)
+        options, left = self.options, self.deadline.remaining
+        made = partial(Finisher, self.checker, self.falsifier, options.memory, options.branch_batch, progress=report)
+        if free <= options.coupling_inputs:
+            return made(BRIEF, BRIEF, AFTER)
+        if not self.coupled:
+            return made(ALONE * left, PATIENCE)
+        return made(max(PATIENCE, SPLIT * self.cost, min(ROOT * left, LONG)), PATIENCE)
 
     def _methods(self, free: int) -> list[Method]:
         """The ways to split so many free inputs: few of them themselves; else directions, and activations."""

@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
-from torch import Tensor
+from torch import Tensor, nn
 
 import curvverify
 from curvverify import Options, Verdict
 from curvverify.bounding.linear import Effort, linear_bounds
 from curvverify.bounding.phases import Ascent, Phases, decided_lower
 from curvverify.bounding.reduced import ReducedNetwork, reduced_network, reducible
-from curvverify.bounding.relaxation import Relaxation
+from curvverify.bounding.relaxation import Part, Relaxation
 from curvverify.bounding.substitution import Rows
 from curvverify.graph import load
 from curvverify.graph.layers import Graph
-from curvverify.types import Deadline
+from curvverify.ops.elementwise.hinge import LeakyRelu
+from curvverify.ops.linear import Sum
+from curvverify.ops.product import Product
+from curvverify.types import Deadline, Interval
 from curvverify.verification import branch
 from curvverify.verification.checker import Checker
 from curvverify.verification.falsify import Falsifier
@@ -218,15 +221,91 @@ def test_what_a_search_leaves_open_is_all_there_is(seed: int) -> None:
     assert bool(inside.all())
 
 
-def test_only_hinges_are_reduced() -> None:
-    """A network with a product, or with a function that is not a convex hinge, is refused."""
-    for graph in (residual_mlp(SAMPLES["Relu"], 0), residual_convnet(SAMPLES["Tanh"], 0)):
-        relaxation = linear_bounds(graph, box_around(graph.input_shape, 0.3, 0), Effort(1))
-        assert not reducible(relaxation, graph.output)
+def mixed_graph(seed: int) -> Graph:
+    """Kinks around everything that bends: a sigmoid, a product, a step, and a hinge that is concave."""
+    b = Builder((1, 6), seed)
+    first = b.activate(SAMPLES["Relu"], b.dense(0, 10))
+    bent = b.activate(SAMPLES["Sigmoid"], b.dense(first, 10))
+    product = b.add(Product(), bent, b.dense(first, 10))
+    step = b.activate(SAMPLES["Floor"], b.dense(bent, 10))
+    concave = b.add(LeakyRelu(2.0), b.dense(first, 10))
+    last = b.activate(SAMPLES["Relu"], b.dense(b.add(Sum((1.0, 0.2, 0.5)), product, step, concave), 10))
+    b.dense(last, 3)
+    return b.graph()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bands_hold_what_bends(seed: int) -> None:
+    """At any point, the forms give the hinges' arguments and the rows but for the remainders' columns, times <= 1."""
+    graph = mixed_graph(seed)
+    box = box_around((1, 6), 0.2, seed)
+    relaxation = linear_bounds(graph, with_fixed_inputs(box) if seed % 2 else box, Effort(2))
+    rows = rows_of(graph, 5, seed)
+    assert reducible(relaxation, graph.output)
+    network = reduced_network(relaxation, graph.output, rows, None)
+    assert network.hinges.count > 3
+    x = points(relaxation.box, 500, seed)
+    z = arguments(graph, network, x)
+    a = z.clamp(min=0.0)
+    width = relaxation.box.width.flatten()
+    t = ((x - relaxation.box.centre).flatten(1) / (0.5 * width))[:, width > 0]
+    for forms, truth in ((network.arguments, z), (network.rows, graph(x).flatten(1) @ rows.flatten(1).T)):
+        assert forms.inputs.shape[1] > t.shape[1]
+        moving, remainders = forms.inputs.double().split((t.shape[1], forms.inputs.shape[1] - t.shape[1]), 1)
+        found = t @ moving.T + a @ forms.hinges.double().T + forms.constant.double()
+        assert bool(((found - truth).abs() <= remainders.abs().sum(1) + 1e-4).all())
+
+
+@pytest.mark.parametrize(("seed", "search", "most"), [(k, f, m) for k in range(3) for f, m in SEARCHES])
+def test_points_of_a_part_are_above_its_bounds_where_functions_bend(seed: int, search: Search, most: float) -> None:
+    graph = mixed_graph(seed)
+    box = box_around((1, 6), 0.2, seed)
+    relaxation = linear_bounds(graph, box, Effort(2))
+    rows = rows_of(graph, 5, seed)
+    network = reduced_network(relaxation, graph.output, rows, None)
+    x = points(box, 600, seed)
+    x = torch.cat([x, *(ascent(graph, graph.output, box, -row, x[:64]) for row in rows)]).detach()
+    z = arguments(graph, network, x)
+    values = graph(x).flatten(1) @ rows.flatten(1).T
+    anchors = torch.cat([values.argmin(0), torch.arange(0, 600, 40)])
+    parts = parts_around(z[anchors].sign(), len(anchors), seed)
+    index = torch.arange(len(anchors)) % len(rows)
+    _, found = search(Ascent(network), index, parts, torch.full((len(index),), most), 6)
+    for phases in (parts, found):
+        lower = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, phases)
+        assert bool(lower.isfinite().all())
+        for b, anchor in enumerate(anchors.tolist()):
+            inside = ((phases.signs[b] * z) >= 0).all(1)
+            assert bool(inside[anchor])
+            least = float(values[inside, index[b]].min())
+            assert float(lower[b]) <= least + ROUNDING * (1.0 + abs(least))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_only_parts_without_points_are_empty(seed: int) -> None:
+    """Parts around points are not; parts that ask for a phase which no point has are, of many at once only those."""
+    graph = residual_mlp(SAMPLES["Relu"], seed)
+    box = box_around(graph.input_shape, 0.1, seed)
+    whole = linear_bounds(graph, box, Effort(1))
+    assert not bool(whole.empty.any())
+    first = graph.nodes[graph.nonlinear[0]].inputs[0]
+    x = whole.intervals[first]
+    held = graph.values(points(box, 20, seed))[first]
+    around = Interval(torch.where(held > 0, 0.0, x.lower), torch.where(held > 0, x.upper, 0.0))
+    beyond = Interval(around.lower.clone(), around.upper.clone())
+    beyond.lower[::2, ..., 0], beyond.upper[::2, ..., 0] = x.upper[..., 0] + 0.1, x.upper[..., 0] + 0.2
+    boxes = Interval(box.lower.expand(20, 1, 4), box.upper.expand(20, 1, 4))
+    assert not bool(linear_bounds(graph, boxes, Effort(1), part=Part({first: around})).empty.any())
+    empty = linear_bounds(graph, boxes, Effort(1), part=Part({first: beyond})).empty
+    assert torch.equal(empty, torch.arange(20) % 2 == 0)
+
+
+def test_unbounded_arguments_are_not_reduced() -> None:
+    """Bands need bounds."""
     b = Builder((1, 4), 0)
-    b.dense(b.activate(SAMPLES["Relu"], b.dense(0, 6)), 2)
-    relaxation = linear_bounds(b.graph(), box_around((1, 4), 0.3, 0), Effort(1))
-    assert reducible(relaxation, b.graph().output)
+    b.dense(b.activate(SAMPLES["Relu"], b.dense(b.add(SAMPLES["Reciprocal"], b.dense(0, 6)), 6)), 2)
+    relaxation = linear_bounds(b.graph(), box_around((1, 4), 3.0, 0), Effort(1))
+    assert not reducible(relaxation, b.graph().output)
 
 
 OPTIONS = Options(timeout=60.0, attack_rounds=1, threads=1, branch_inputs=0, coupling=False, refine_iterations=1)
@@ -261,3 +340,27 @@ def test_phases_decide(seed: int, patience: float, monkeypatch: pytest.MonkeyPat
     above = curvverify.verify(model, asked(box, least + offset), OPTIONS)
     assert above.verdict is Verdict.FALSIFIED
     assert np.all(np.array(above.witness.x if above.witness else [np.nan]) <= upper.flatten().numpy() + 1e-6)
+
+
+@pytest.mark.parametrize("free", [2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_phases_decide_where_functions_bend(seed: int, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few free inputs, a sigmoid between kinks, and no splits before phases: both sides of a grid's minimum."""
+    monkeypatch.setattr("curvverify.verification.run.AFTER", 0.0)
+    torch.manual_seed(seed)
+    layers = nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)
+    model = load(nn.Sequential(*layers), shapes=(1, 4))
+    box = box_around((1, 4), 1.5, seed)
+    upper = box.upper.clone()
+    upper[0, 0, free:] = box.lower[0, 0, free:]
+    box = type(box)(box.lower.float().double(), upper.float().double())
+    t = torch.linspace(0, 1, 301 if free == 2 else 61, dtype=torch.float64)
+    grid = torch.cartesian_prod(*[t] * free)
+    y = model.graph(box.lower + torch.nn.functional.pad(grid, (0, 4 - free)).reshape(-1, 1, 4) * box.width)
+    least, spread = float(y.min()), float(y.max() - y.min())
+    offset = 0.05 * spread + 1e-5
+    options = Options(timeout=60.0, attack_rounds=1, threads=1, box_inputs=0, refine_iterations=1)
+    below = curvverify.verify(model, asked(box, least - offset), options)
+    assert below.verdict is Verdict.VERIFIED
+    assert 0.0 < below.margin_lower <= offset + 1e-6
+    assert curvverify.verify(model, asked(box, least + offset), options).verdict is Verdict.FALSIFIED
