@@ -1,4 +1,4 @@
-"""A network over one box as its unstable hinges see it: every other function is a band around an affine one there.
+"""A network over one box as its unstable hinges see it: every other function is a strip around an affine one there.
 
 With t in [-1, 1]^n for the free inputs, and for the remainders of bent functions and joint operators, the arguments of
 the unstable entries of ReLU-like functions are z = J t + H a + c with H strictly lower triangular in blocks and
@@ -15,12 +15,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvverify.bounding.coupling.generators import node_strip
 from curvverify.bounding.relaxation import Relaxation
 from curvverify.graph.layers import Node
-from curvverify.ops.base import Elementwise, Linear, Op
+from curvverify.ops.base import Linear, Op
 from curvverify.ops.elementwise.hinge import Hinge
 from curvverify.ops.joint import Joint
-from curvverify.ops.product import Product
 
 ROWS = 256
 """Rows that are composed at once."""
@@ -80,15 +80,6 @@ class ReducedNetwork:
     rows: Forms
 
 
-@dataclass(frozen=True, eq=False)
-class Band:
-    """|f(x_1, ...) - (sum_i slopes_i x_i + middle)| <= radius on the box, about; entry by entry, (S,) each."""
-
-    slopes: tuple[Tensor, ...]
-    middle: Tensor
-    radius: Tensor
-
-
 def reducible(relaxation: Relaxation, node: int) -> bool:
     """Whether the arguments of every nonlinear node that a node depends on are bounded."""
     graph = relaxation.graph
@@ -132,7 +123,7 @@ def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
 def reduced_network(relaxation: Relaxation, node: int, coefficients: Tensor, inputs: Tensor | None) -> ReducedNetwork:
     """The network of one box, for the rows coefficients.v + inputs.x of a node: (R, *S) and (R, *S_in).
 
-    The relaxation must be reducible.  What bends is rounded and loosened to a band, nothing here is rigorous.
+    The relaxation must be reducible.  What bends is a strip there.
     """
     hinges = unstable_hinges(relaxation, node)
     compose = _Composition(relaxation, node, hinges)
@@ -161,7 +152,7 @@ class _Composition:
         self.free = self.radius.nonzero().squeeze(1)
         self.sites = {site.node: site for site in self.hinges.sites}
         bent = [i for i in self.graph.by_level(self.node) if bends(self.graph.nodes[i])]
-        self.bands = {i: _band(self.relaxation, i) for i in bent if not isinstance(self.graph.nodes[i].op, Joint)}
+        self.strips = {i: node_strip(self.relaxation, i) for i in bent if not isinstance(self.graph.nodes[i].op, Joint)}
         self.wide = {i: self._radius(i).nonzero().squeeze(1) for i in bent}
 
     def entries(self, site: Site) -> Forms:
@@ -195,11 +186,11 @@ class _Composition:
                 constant = constant + (row * tangent.middle).flatten(1).sum(1)
                 remainders[position] = (row * tangent.radius).flatten(1)[:, self.wide[position]]
                 found = tuple(a.squeeze(0) for a in tangent.adjoint(row.unsqueeze(0)))
-            elif position in self.bands:
-                band, flat = self.bands[position], row.flatten(1)
-                constant = constant + flat @ band.middle
-                remainders[position] = (flat * band.radius)[:, self.wide[position]]
-                found = tuple((flat * slope).reshape(row.shape) for slope in band.slopes)
+            elif position in self.strips:
+                strip = self.strips[position]
+                constant = constant + (row * strip.middle.float()).flatten(1).sum(1)
+                remainders[position] = (row * strip.radius.float()).flatten(1)[:, self.wide[position]]
+                found = tuple(row * slope.float() for slope in strip.slopes)
             else:
                 flat = row.flatten(1)
                 if position in self.sites:
@@ -215,33 +206,10 @@ class _Composition:
         return Forms(moving, hinges, constant + slope @ self.centre)
 
     def _radius(self, position: int) -> Tensor:
-        if position in self.bands:
-            return self.bands[position].radius
-        return self.relaxation.tangent(position, torch.float32).radius.flatten()
+        around = self.strips[position] if position in self.strips else self.relaxation.tangent(position, torch.float32)
+        return around.radius.float().flatten()
 
 
 def bends(node: Node) -> bool:
     """Whether a node is neither affine nor has phases that can be cut."""
     return node.nonlinear and not convex_hinge(node.op)
-
-
-def _band(relaxation: Relaxation, position: int) -> Band:
-    """Around the chord of a function of one variable, around the tangent of a product; or constant, if that is less."""
-    node = relaxation.graph.nodes[position]
-    inputs = [relaxation.intervals[i] for i in node.inputs]
-    if isinstance(node.op, Product):
-        u, v = inputs
-        slopes = v.centre, u.centre
-        middle, radius = -u.centre * v.centre, 0.25 * u.width * v.width
-    else:
-        assert isinstance(node.op, Elementwise)
-        (x,) = inputs
-        low, high = node.op.forward(x.lower), node.op.forward(x.upper)
-        bow = node.op.bow(x)
-        slopes = ((high - low) / x.width,)
-        middle, radius = low - slopes[0] * x.lower + bow.centre, 0.5 * bow.width
-    image = relaxation.intervals[position]
-    flat = ~(radius < 0.5 * image.width)  # NaN where an interval is a point
-    slopes = tuple(torch.where(flat, 0.0, slope)[0].flatten().float() for slope in slopes)
-    middle, radius = torch.where(flat, image.centre, middle), torch.where(flat, 0.5 * image.width, radius)
-    return Band(slopes, middle[0].flatten().float(), radius[0].flatten().float())

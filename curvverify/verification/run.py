@@ -19,6 +19,7 @@ from curvverify.bounding.relaxation import Part
 from curvverify.graph import LoadedModel
 from curvverify.graph.attention import with_attention
 from curvverify.graph.layers import Graph
+from curvverify.graph.ramps import with_ramps
 from curvverify.graph.replay import Replayer
 from curvverify.ops.base import Elementwise
 from curvverify.ops.joint import Joint
@@ -125,13 +126,17 @@ class Run:
             return self._search()
 
     def _bounded_graph(self) -> Graph:
-        """The graph that is bounded: with joint operators, unless few inputs are free, which are better split.
+        """The graph that is bounded: with piecewise linear functions and joint operators as one node each.
 
+        The latter not where few inputs are free, which are better split.
         Given bounds, and bound methods of one's own, are for the nodes of the graph that was loaded.
         """
         graph = self.loaded.graph
+        if self.given is not None or self.method is not None:
+            return graph
+        graph = with_ramps(graph)
         few = _free(self.property.boxes) <= self.options.branch_inputs
-        return graph if few or self.given is not None or self.method is not None else with_attention(graph)
+        return graph if few else with_attention(graph)
 
     def _search(self) -> Result:
         problems = Subproblems.of(self.property)

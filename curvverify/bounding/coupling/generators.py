@@ -57,11 +57,31 @@ class Strip:
 def elementwise_strip(op: Elementwise, x: Interval, image: Interval) -> Strip:
     """The strip around the chord; constant where the interval is infinite.
 
-    Sound because: sigma(v) - k v is at the grid points within their enclosures and 20 roundings, and in between it
-    leaves the range of its neighbours by no more than sigma sags below or rises above its chords.
+    Sound because: a straight function is off its chord by its bow, and 20 roundings; for others sigma(v) - k v is at
+    the grid points within their enclosures and 20 roundings, and in between it leaves the range of its neighbours by no
+    more than sigma sags below or rises above its chords.
     """
     usable = (x.magnitude <= 1e100) & (image.width < torch.inf)
     x = Interval(torch.where(usable, x.lower, 0.0), torch.where(usable, x.upper, 0.0))
+    slope, low, high = (_around_bow if op.straight else _around_grid)(op, x)
+    usable = usable & low.isfinite() & high.isfinite() & (high - low < image.width)
+    slope = torch.where(usable, slope, 0.0)
+    return _strip((slope,), torch.where(usable, low, image.lower), torch.where(usable, high, image.upper))
+
+
+def _around_bow(op: Elementwise, x: Interval) -> tuple[Tensor, Tensor, Tensor]:
+    """The chord's slope, and bounds on sigma less its linear part."""
+    first, last = (op.interval(Interval(end, end)) for end in (x.lower, x.upper))
+    slope = ((last.centre - first.centre) / x.width.clamp(min=1e-30)).nan_to_num(0.0, 0.0, 0.0)
+    bow, tilts = op.bow(x), (slope * x.lower, slope * x.upper)
+    slack = 2.0**-48 * (first.magnitude + last.magnitude + tilts[0].abs() + tilts[1].abs()) + TINY
+    low = torch.minimum(first.lower - tilts[0], last.lower - tilts[1]) + bow.lower - slack
+    high = torch.maximum(first.upper - tilts[0], last.upper - tilts[1]) + bow.upper + slack
+    return slope, low, high
+
+
+def _around_grid(op: Elementwise, x: Interval) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from a grid, for functions that bend."""
     grid = make_grid(op, x, CELLS)
     width = (x.upper - x.lower).clamp(min=1e-30)
     slope = ((grid.value.lower[..., -1] - grid.value.lower[..., 0]) / width).nan_to_num(0.0, 0.0, 0.0)
@@ -69,9 +89,17 @@ def elementwise_strip(op: Elementwise, x: Interval, image: Interval) -> Strip:
     slack = 2.0**-48 * (grid.value.magnitude + tilt.abs()).amax(-1) + TINY
     low = (grid.value.lower - tilt).amin(-1) - grid.sag(1).amax(-1) - slack
     high = (grid.value.upper - tilt).amax(-1) + grid.sag(-1).amax(-1) + slack
-    usable = usable & low.isfinite() & high.isfinite() & (high - low < image.width)
-    slope = torch.where(usable, slope, 0.0)
-    return _strip((slope,), torch.where(usable, low, image.lower), torch.where(usable, high, image.upper))
+    return slope, low, high
+
+
+def node_strip(relaxation: Relaxation, position: int) -> Strip:
+    """The strip around a function of one variable, or around a product, on the relaxation's boxes."""
+    node, intervals = relaxation.graph.nodes[position], relaxation.intervals
+    inputs = [intervals[i] for i in node.inputs]
+    if isinstance(node.op, Product):
+        return product_strip(*inputs)
+    assert isinstance(node.op, Elementwise)
+    return elementwise_strip(node.op, inputs[0], intervals[position])
 
 
 def product_strip(u: Interval, v: Interval) -> Strip:
@@ -97,18 +125,13 @@ class _Strips(Substitution):
         self.remainders: dict[int, Tensor] = {}
 
     def _lines(self, position: int, row: Tensor, smoothing: float) -> Lines | Planes | Slopes:
-        node, intervals = self.graph.nodes[position], self.relaxation.intervals
+        node = self.graph.nodes[position]
         if isinstance(node.op, Joint):
             tangent = self.relaxation.tangent(position, self.dtype)
             self.remainders[position] = torch.where(row == 0, 0.0, row * tangent.radius.unsqueeze(1))
             return Slopes(tangent, tangent.middle.unsqueeze(1).expand_as(row))
         if position not in self.strips:
-            inputs = [intervals[i] for i in node.inputs]
-            if isinstance(node.op, Product):
-                self.strips[position] = product_strip(inputs[0], inputs[1])
-            else:
-                assert isinstance(node.op, Elementwise)
-                self.strips[position] = elementwise_strip(node.op, inputs[0], intervals[position])
+            self.strips[position] = node_strip(self.relaxation, position)
         strip = self.strips[position]
         self.remainders[position] = torch.where(row == 0, 0.0, row * strip.radius.unsqueeze(1))
         slopes = [s.unsqueeze(1).expand_as(row) for s in strip.slopes]

@@ -103,12 +103,11 @@ def hull_slopes(x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
     max over j <= i of min over k > i of the slope from point j to point k (Robertson, Wright, Dykstra 1988).
     """
     n = len(x) - 1
-    slopes: list[Tensor] = []
-    for i in range(n):
-        inner = [
-            torch.stack([(y[k] - y[j]) / (x[k] - x[j]) for k in range(i + 1, n + 1)]).amin(0) for j in range(i + 1)
-        ]
-        slopes.append(torch.where(x[i + 1] > x[i], torch.stack(inner).amax(0), torch.nan))
+    at, value = torch.stack(list(x), -1), torch.stack(list(y), -1)
+    between = (value.unsqueeze(-2) - value.unsqueeze(-1)) / (at.unsqueeze(-2) - at.unsqueeze(-1))  # [j, k]
+    least = between.flip(-1).cummin(-1).values.flip(-1)[..., :-1, 1:]  # [j, i], over k > i
+    first = least.masked_fill(torch.ones(n, n, dtype=torch.bool).tril(-1), -torch.inf).amax(-2)
+    slopes = list(torch.where(at[..., 1:] > at[..., :-1], first, torch.nan).unbind(-1))
     for i in range(1, n):
         slopes[i] = torch.where(slopes[i].isnan(), slopes[i - 1], slopes[i])
     for i in range(n - 2, -1, -1):
