@@ -17,6 +17,7 @@ from torch import Tensor
 from curvverify.ops.base import Elementwise
 from curvverify.ops.elementwise.branches import Branched
 from curvverify.ops.elementwise.facts import Facts
+from curvverify.ops.elementwise.ramps import Ramps
 from curvverify.ops.elementwise.smooth import Smooth
 from curvverify.ops.registry import ELEMENTWISE
 
@@ -105,6 +106,12 @@ def hinge(name: str, p: float, **attributes: object) -> Case:
     return Case(ELEMENTWISE[name](**attributes), lambda z: z if z >= 0 else p * z)
 
 
+def ramps(weight: list[float], knots: list[float]) -> Case:
+    op = Ramps(torch.tensor(weight, dtype=torch.float64), torch.tensor(knots, dtype=torch.float64))
+    pairs = list(zip(weight, knots, strict=True))
+    return Case(op, lambda z: sum((w * max(z - k, mp.mpf(0)) for w, k in pairs), mp.mpf(0)), corners=tuple(knots))
+
+
 def clip(lower: float, upper: float) -> Case:
     return Case(
         ELEMENTWISE["Clip"](lower=lower, upper=upper),
@@ -124,6 +131,8 @@ CASES: list[Case] = [
     hinge("LeakyRelu", -0.3, negative_slope=-0.3),
     hinge("PRelu", 0.3, negative_slope=torch.tensor(0.3, dtype=torch.float64)),
     hinge("Abs", -1.0),
+    ramps([1.5, -2.25, -0.5, 3.1, -1.85], [-5.5, -3.0, -0.25, 0.7, 4.0]),
+    ramps([-0.7, 0.2, 0.5], [-1.0, -1.0, 2.0]),
     clip(-0.4, 0.7),
     clip(0.0, 6.0),
     clip(1.5, float("inf")),
