@@ -35,9 +35,11 @@ MNIST = {
 }
 CIFAR = {
     "standard": {"average": 0.0},
-    "lcnn": {"weight": 1e-2},
-    "lcnn-gradient": {"weight": 1e-3},
     "gnr": {"weight": 1e-2},
+    "ccb": {"weight": 1e-8},
+    "crt": {"weight": 1e-8},
+    "lcnn": {"weight": 1e-2},
+    "lcnn-gradient": {"weight": 1e-2},
 }
 
 
@@ -54,9 +56,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--methods", nargs="*")
+    parser.add_argument("--epochs", type=int, help="instead of the task's own number")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     arch, methods, common, eps, linf, count = tasks(arguments.task)
+    common["epochs"] = arguments.epochs or common["epochs"]
     data = read_training(arguments.data, 1000)
     x, y = read_split(arguments.data, "test")
     found = []

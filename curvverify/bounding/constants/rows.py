@@ -13,8 +13,10 @@ from curvverify.bounding.constants.maps import CentredMaps
 from curvverify.bounding.constants.second_order import Bends
 from curvverify.bounding.constants.setting import Setting
 from curvverify.bounding.constants.values import Constants, scaled
+from curvverify.graph.layers import Graph
 from curvverify.numerics.norms.scaling import enlarge
 from curvverify.numerics.rounding import gamma
+from curvverify.ops.linear import Dense
 
 BATCH = 2**25
 """Rows are taken together as long as R matrices of the widest node's side have at most so many entries."""
@@ -66,7 +68,26 @@ def _row_constants(
         gradient = scaled(backward.ranges[0].magnitude.flatten(1), setting.scale.flatten())
         size = gradient.square().sum(1).sqrt() if setting.norm == 2.0 else gradient.sum(1)
         lipschitz = enlarge(size, gamma(gradient.shape[1] + 8))
+    lipschitz = lipschitz.minimum(_by_output(setting.graph, rows, known))
     output = setting.graph.output
     if maps is not None and output in maps.targets:
         lipschitz = lipschitz.minimum(maps.row_lipschitz(output, rows.flatten(1), known))
     return RowConstants(lipschitz, upper, -lower, exact_upper and exact_lower)
+
+
+def _by_output(graph: Graph, rows: Tensor, known: dict[int, Constants]) -> Tensor:
+    """(R,): ||row|| times the constant of the output as a whole, or ||row W|| times that of a last layer's input.
+
+    Sound because: a product with W errs by at most gamma_n of its absolute terms, and a norm by gamma_n.
+    """
+    node = graph.nodes[graph.output]
+    sizes = [(rows.flatten(1), known[graph.output])]
+    if isinstance(node.op, Dense):
+        weight = node.op.weight
+        through = (rows @ weight).abs() + gamma(len(weight) + 2) * (rows.abs() @ weight.abs())
+        sizes.append((through.flatten(1), known[node.inputs[0]]))
+    found = [
+        enlarge(size.square().sum(1).sqrt() * constants.lipschitz.value, gamma(size.shape[1] + 8))
+        for size, constants in sizes
+    ]
+    return torch.stack(found).amin(0)
