@@ -13,16 +13,18 @@ import curvverify
 from curvverify.bounding.constants.analysis import pair_constants
 from curvverify.bounding.constants.diagonal import hessian_diagonal
 from curvverify.bounding.constants.layerwise import layerwise_estimate
-from curvverify.bounding.constants.report import analysis_over, with_pair
+from curvverify.bounding.constants.maps import CentredMaps
+from curvverify.bounding.constants.report import Norm, analysis_over, with_pair
 from curvverify.bounding.constants.setting import Structure
 from curvverify.bounding.region import Region
 from curvverify.errors import UsageError
 from curvverify.graph import load
 from curvverify.graph.layers import Graph
+from curvverify.ops.linear import Dense
 from curvverify.ops.product import Product
 from curvverify.types import Ball
 from tests.soundness.operators import SAMPLES
-from tests.soundness.random_graphs import Builder, residual_mlp
+from tests.soundness.random_graphs import Builder, residual_convnet, residual_mlp
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -183,6 +185,27 @@ def test_pairs_together_are_pairs_alone() -> None:
         assert float(together.lower[i]) == pytest.approx(alone.eigenvalue_lower, rel=1e-7)
         assert float(together.lipschitz[i]) == pytest.approx(alone.lipschitz_upper, rel=1e-7)
     assert float(together.upper[0]) == pytest.approx(-float(together.lower[1]), rel=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_rows_know_of_the_whole_output(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks too large for the loop transformation: a row is not worse than its norm times the whole output."""
+    monkeypatch.setattr(CentredMaps, "build", lambda setting, targets: None)
+    graph = residual_convnet(SAMPLES["Softplus"], 3)
+    analysis = analysis_over(Structure(graph), Region.everywhere(graph.input_shape), norm)
+    found = pair_constants(analysis, [(0, 1), (2, 0)]).lipschitz
+    whole = analysis.bends.known[graph.output].lipschitz.value
+    last = graph.nodes[graph.output]
+    assert isinstance(last.op, Dense)
+    rows = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)
+    before = analysis.bends.known[last.inputs[0]].lipschitz.value
+    assert bool((found <= 2.0**0.5 * whole * (1.0 + 1e-9)).all())
+    assert bool((found <= (rows @ last.op.weight).norm(dim=1) * before * (1.0 + 1e-9)).all())
+    x = randn(400, *graph.input_shape).requires_grad_(True)
+    for row, bound in zip(rows, found, strict=True):
+        (gradient,) = torch.autograd.grad((graph(x).flatten(1) @ row).sum(), x)
+        size = gradient.flatten(1).norm(dim=1) if norm == "l2" else gradient.flatten(1).abs().sum(1)
+        assert float(size.max()) <= float(bound)
 
 
 @pytest.mark.parametrize("name", ["Tanh", "Softplus", "Silu"])
