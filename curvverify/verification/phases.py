@@ -44,7 +44,7 @@ ENOUGH = 1e-5
 """Relative to the size of what was to be gained: how far above 0 float32 estimates end a search."""
 
 ALIKE = 6
-"""Phases that all open parts of a disjunct have in common, for a box of their own."""
+"""Phases that all open parts of a disjunct have in common, at least, for a box of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,10 +166,10 @@ class PhaseSearch:
             still[disjunct] = True
         return margins, still
 
-    def remainder(self) -> list[Remainder]:
+    def remainder(self, alike: float = ALIKE) -> list[Remainder]:
         """What is open.
 
-        Disjuncts of which only parts with some phases in common are open have a box of their own.
+        Disjuncts of which only parts with so many phases in common are open have a box of their own.
         """
         common: dict[int, Tensor] = {}
         for part in (*self._queue, *self._stuck):
@@ -178,7 +178,7 @@ class PhaseSearch:
         found, whole = list[Remainder](), torch.zeros_like(self.problems.open[0])
         for target, signs in common.items():
             disjunct, fixed = self.targets[target].disjunct, int(signs.count_nonzero())
-            if fixed < ALIKE:
+            if fixed < alike:
                 whole[disjunct] = True
             else:
                 alone = torch.zeros_like(whole)
@@ -324,6 +324,8 @@ class Finisher:
     """The patience with parts of roots, at least."""
     after: float = 0.0
     """CPU seconds of splits before any search: what those close is closed sooner by them."""
+    alike: float = ALIKE
+    """Phases that open parts have in common, for a box of their own."""
     progress: Callable[[], None] = lambda: None
     parts: int = 0
     """Parts bounded so far."""
@@ -338,4 +340,4 @@ class Finisher:
         self.parts += search.bounded
         self.witness = search.witness
         margins, still = search.outcome()
-        return box.problems.branched(margins.unsqueeze(0), still.unsqueeze(0)), search.remainder()
+        return box.problems.branched(margins.unsqueeze(0), still.unsqueeze(0)), search.remainder(self.alike)

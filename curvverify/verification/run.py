@@ -352,7 +352,7 @@ class Run:
         options, left = self.options, self.deadline.remaining
         made = partial(Finisher, self.checker, self.falsifier, options.memory, options.branch_batch, progress=report)
         if free <= options.coupling_inputs:
-            return made(BRIEF, BRIEF, AFTER)
+            return made(BRIEF, BRIEF, AFTER, math.inf)
         if not self.coupled:
             return made(ALONE * left, PATIENCE)
         return made(max(PATIENCE, SPLIT * self.cost, min(ROOT * left, LONG)), PATIENCE)
