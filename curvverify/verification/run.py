@@ -58,8 +58,8 @@ ALONE = 0.85
 """The same where roots are not coupled, so that splits gain little: a share of what is left."""
 
 BRIEF, AFTER = 0.05, 2.0
-"""Where few inputs are free, so that boxes are split easily: CPU seconds of patience with phases, after so many seconds
-of splits."""
+"""Where splits gain much, since few inputs are free or functions bend: CPU seconds of patience with phases, after so
+many seconds of splits."""
 
 SMOOTH_LEVELS = 1
 """Levels coupled before branching where all functions are smooth: more levels gain less than cuts along directions."""
@@ -255,11 +255,14 @@ class Run:
         """Whether the kinks are going to be cut, and there are more of them than coupling could hold together."""
         output = self.checker.graph.output
         free = max((_free(root.problems.box) for root in roots), default=0)
-        if not self.options.branch or free <= self.options.branch_inputs:
-            return False
-        if any(bends(node) and not isinstance(node.op, Joint) for node in self.checker.graph):
+        if not self.options.branch or free <= self.options.branch_inputs or self._bent:
             return False
         return all(reducible(r.relaxation, output) and covered(r.relaxation, output) < COVERED for r in roots)
+
+    @property
+    def _bent(self) -> bool:
+        """Whether something bends between the kinks, but for joint operators: splits make its strips narrower."""
+        return any(bends(node) and not isinstance(node.op, Joint) for node in self.checker.graph)
 
     def _boxed(self, free: int) -> bool:
         """Whether Taylor forms in so many free inputs pay: they are few, something bends, and many boxes fit at once.
@@ -340,7 +343,7 @@ class Run:
         self.left = Remaining(branching.open, branching.share / self.property.groups, tuple(leaves))
         problems = problems.branched(*branching.outcome())
         what = [f"{branching.bounded} subproblems"]
-        if branching.finisher is not None:
+        if branching.finisher is not None and branching.finisher.parts:
             self.bounded += branching.finisher.parts
             what.append(f"{branching.finisher.parts} parts by phases")
         what += [f"{method.kind}s {len(method.gains)}" for method in methods if method.gains]
@@ -351,7 +354,7 @@ class Run:
         """Searches phases of boxes: of roots while that gets on, of their parts while it is cheaper than splits."""
         options, left = self.options, self.deadline.remaining
         made = partial(Finisher, self.checker, self.falsifier, options.memory, options.branch_batch, progress=report)
-        if free <= options.coupling_inputs:
+        if free <= options.coupling_inputs or self._bent:
             return made(BRIEF, BRIEF, AFTER, math.inf)
         if not self.coupled:
             return made(ALONE * left, PATIENCE)
