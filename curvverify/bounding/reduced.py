@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -81,18 +82,23 @@ class ReducedNetwork:
 
 
 def reducible(relaxation: Relaxation, node: int) -> bool:
-    """Whether the arguments of every nonlinear node that a node depends on are bounded."""
+    """Whether every nonlinear node that a node depends on is bounded, with its arguments."""
     graph = relaxation.graph
-    nonlinear = [graph.nodes[i] for i in graph.ancestors[node] if graph.nodes[i].nonlinear]
-    return all(relaxation.finite(i) for n in nonlinear for i in n.inputs)
+    nonlinear = [i for i in graph.ancestors[node] if graph.nodes[i].nonlinear]
+    return all(relaxation.finite(j) for i in nonlinear for j in (i, *graph.nodes[i].inputs))
 
 
-def convex_hinge(op: Op) -> bool:
+def convex_hinge(op: Op) -> TypeGuard[Hinge]:
     """Whether an operator is a convex hinge, whose phases can be cut."""
     if not isinstance(op, Hinge):
         return False
     left, right = (torch.as_tensor(s) for s in op.slopes)
     return bool((left <= right).all())
+
+
+def bends(node: Node) -> bool:
+    """Whether a node is neither affine nor has phases that can be cut."""
+    return node.nonlinear and not convex_hinge(node.op)
 
 
 def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
@@ -105,7 +111,6 @@ def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
         op = relaxation.graph.nodes[i].op
         if not convex_hinge(op):
             continue
-        assert isinstance(op, Hinge)
         x = relaxation.intervals[relaxation.graph.nodes[i].inputs[0]]
         low, high = x.lower[0], x.upper[0]
         left, right = (torch.as_tensor(s, dtype=low.dtype).expand_as(low) for s in op.slopes)
@@ -208,8 +213,3 @@ class _Composition:
     def _radius(self, position: int) -> Tensor:
         around = self.strips[position] if position in self.strips else self.relaxation.tangent(position, torch.float32)
         return around.radius.float().flatten()
-
-
-def bends(node: Node) -> bool:
-    """Whether a node is neither affine nor has phases that can be cut."""
-    return node.nonlinear and not convex_hinge(node.op)

@@ -24,7 +24,7 @@ from curvverify.ops.linear import Dense
 from curvverify.ops.product import Product
 from curvverify.types import Ball
 from tests.soundness.operators import SAMPLES
-from tests.soundness.random_graphs import Builder, residual_convnet, residual_mlp
+from tests.soundness.random_graphs import Builder, residual_mlp
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -191,7 +191,7 @@ def test_pairs_together_are_pairs_alone() -> None:
 def test_rows_know_of_the_whole_output(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks too large for the loop transformation: a row is not worse than its norm times the whole output."""
     monkeypatch.setattr(CentredMaps, "build", lambda setting, targets: None)
-    graph = residual_convnet(SAMPLES["Softplus"], 3)
+    graph = residual_mlp(SAMPLES["Sigmoid"], 3)
     analysis = analysis_over(Structure(graph), Region.everywhere(graph.input_shape), norm)
     found = pair_constants(analysis, [(0, 1), (2, 0)]).lipschitz
     whole = analysis.bends.known[graph.output].lipschitz.value
