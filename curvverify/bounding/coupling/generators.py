@@ -16,6 +16,7 @@ from curvverify.bounding.relaxation import Relaxation
 from curvverify.bounding.substitution import Rows, Slopes, Substitution
 from curvverify.numerics.rounding import TINY, gamma, radius_upper, round_up
 from curvverify.ops.base import Elementwise, Lines
+from curvverify.ops.elementwise.hinge import Hinge
 from curvverify.ops.joint import Joint
 from curvverify.ops.product import Planes, Product
 from curvverify.types import Interval
@@ -57,13 +58,14 @@ class Strip:
 def elementwise_strip(op: Elementwise, x: Interval, image: Interval) -> Strip:
     """The strip around the chord; constant where the interval is infinite.
 
-    Sound because: a straight function is off its chord by its bow, and 20 roundings; for others sigma(v) - k v is at
+    Sound because: a function with kinks is off its chord by its bow, and 20 roundings; for others sigma(v) - k v is at
     the grid points within their enclosures and 20 roundings, and in between it leaves the range of its neighbours by no
     more than sigma sags below or rises above its chords.
     """
     usable = (x.magnitude <= 1e100) & (image.width < torch.inf)
     x = Interval(torch.where(usable, x.lower, 0.0), torch.where(usable, x.upper, 0.0))
-    slope, low, high = (_around_bow if op.straight else _around_grid)(op, x)
+    several = op.straight and not isinstance(op, Hinge)  # kinks; the grid has a point at a hinge's only one
+    slope, low, high = (_around_bow if several else _around_grid)(op, x)
     usable = usable & low.isfinite() & high.isfinite() & (high - low < image.width)
     slope = torch.where(usable, slope, 0.0)
     return _strip((slope,), torch.where(usable, low, image.lower), torch.where(usable, high, image.upper))
