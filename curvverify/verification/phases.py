@@ -31,6 +31,9 @@ FIRST, ITERATIONS = 40, 5
 DEEP, CLIMB = 10, 16
 """Parts with so many cuts are hard: they get so many long steps more."""
 
+PAYS, RETRY = 0.2, 8
+"""While fewer than this share of them are closed that way, only every so many batches of parts get their long steps."""
+
 CANDIDATES = 4
 """Hinges whose halves are tried before one is chosen."""
 
@@ -100,6 +103,10 @@ class PhaseSearch:
     """Parts whose phases are all fixed, and that a long ascent has not proved."""
     _count: itertools.count[int] = field(default_factory=itertools.count)
     _size: int = 8
+    _climbed: float = 1.0
+    """Running mean of the share of parts that long steps close."""
+    _waited: int = 0
+    """Batches since the last long steps."""
 
     def __post_init__(self) -> None:
         self.graph, self.problems = self.checker.graph, self.root.problems
@@ -290,8 +297,11 @@ class PhaseSearch:
         """Estimated bounds with the slopes and multipliers found, those of deep parts searched for longer."""
         estimates, phases = self.ascent.ascend(targets, phases, enough, iterations)
         deep = ((estimates <= enough) & (phases.signs.count_nonzero(1) >= DEEP)).nonzero().squeeze(1)
-        if len(deep):
+        self._waited += 1
+        if len(deep) and (self._climbed > PAYS or self._waited >= RETRY):
             longer, found = self.ascent.climb(targets[deep], phases[deep], enough[deep], CLIMB)
+            self._waited = 0
+            self._climbed += 0.5 * (float((longer > enough[deep]).double().mean()) - self._climbed)
             better = longer > estimates[deep]
             place = deep[better]
             estimates[place] = longer[better]
