@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from curvverify.graph.layers import Graph, Node
-from curvverify.graph.simplify import named, without_dead
+from curvverify.graph.simplify import chain, rewritten
 from curvverify.ops.base import Op
 from curvverify.ops.elementwise.power import Reciprocal
 from curvverify.ops.elementwise.softplus import Exp
@@ -26,33 +26,12 @@ def with_attention(graph: Graph) -> Graph:
 
     The graph itself where it has no product of matrices.
     """
-    found: list[Node] = []
-    place: list[int] = []
-    products = 0
-    for node in graph.nodes:
-        new = replace(node, inputs=tuple(place[i] for i in node.inputs))
-        parts = _matmul(found, new)
-        products += parts is not None
-        for part in parts or _softmax(found, new) or [new]:
-            found.append(part)
-        place.append(len(found) - 1)
-    return named(without_dead(found, place[-1])) if products else graph
+    found = rewritten(graph, lambda nodes, node: _matmul(nodes, node) or _softmax(nodes, node))
+    return found if any(isinstance(node.op, MatMul) for node in found) else graph
 
 
 def _is(nodes: list[Node], place: int, kind: type[Op]) -> bool:
     return isinstance(nodes[place].op, kind)
-
-
-def _chain(nodes: list[Node], place: int, *kinds: type[Op]) -> list[Node] | None:
-    """The node and those behind it, if their operators are of these kinds."""
-    found = []
-    for kind in kinds:
-        if type(nodes[place].op) is not kind:
-            return None
-        found.append(nodes[place])
-        if nodes[place].inputs:
-            place = nodes[place].inputs[0]
-    return found
 
 
 def _matmul(nodes: list[Node], node: Node) -> list[Node] | None:
@@ -86,10 +65,10 @@ def _softmax(nodes: list[Node], node: Node) -> list[Node] | None:
     """1 / (1 + sum over j != i of exp(x_j - x_i)) with i and j along the last axis."""
     if type(node.op) is not Reciprocal:
         return None
-    chain = _chain(nodes, node.inputs[0], Diagonal, Reshape, Reduce, Exp, Sum)
-    if chain is None:
+    behind = chain(nodes, node.inputs[0], Diagonal, Reshape, Reduce, Exp, Sum)
+    if behind is None:
         return None
-    one, _, total, _, difference = chain
+    one, _, total, _, difference = behind
     assert isinstance(one.op, Diagonal)
     assert isinstance(total.op, Reduce)
     assert isinstance(difference.op, Sum)

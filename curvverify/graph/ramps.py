@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from curvverify.graph.layers import Graph, Node
-from curvverify.graph.simplify import named, without_dead
+from curvverify.graph.simplify import chain, rewritten
 from curvverify.ops.elementwise.hinge import Relu
 from curvverify.ops.elementwise.ramps import Ramps
 from curvverify.ops.linear import Dense, Diagonal, Gather, Reshape
@@ -20,16 +20,7 @@ MOST = 256
 
 def with_ramps(graph: Graph) -> Graph:
     """The same function, with every weighted sum of ReLUs of shifted copies as one node.  The graph itself without."""
-    found: list[Node] = []
-    place: list[int] = []
-    changed = False
-    for node in graph.nodes:
-        new = replace(node, inputs=tuple(place[i] for i in node.inputs))
-        parts = _ramps(found, new)
-        changed |= parts is not None
-        found += parts or [new]
-        place.append(len(found) - 1)
-    return named(without_dead(found, place[-1])) if changed else graph
+    return rewritten(graph, _ramps)
 
 
 def _ramps(nodes: list[Node], node: Node) -> list[Node] | None:
@@ -37,13 +28,10 @@ def _ramps(nodes: list[Node], node: Node) -> list[Node] | None:
     op = node.op
     if not isinstance(op, Dense) or len(op.weight) != 1 or not 2 <= op.weight.shape[1] <= MOST:
         return None
-    chain = [node]
-    for kind in (Relu, Diagonal, Gather):
-        (i,) = chain[-1].inputs
-        if type(nodes[i].op) is not kind:
-            return None
-        chain.append(nodes[i])
-    _, _, shifted, copied = chain
+    behind = chain(nodes, node.inputs[0], Relu, Diagonal, Gather)
+    if behind is None:
+        return None
+    _, shifted, copied = behind
     shift, copies = shifted.op, copied.op
     assert isinstance(shift, Diagonal)
     assert isinstance(copies, Gather)

@@ -389,3 +389,33 @@ def named(nodes: Sequence[Node]) -> Graph:
         taken.add(name)
         found.append(replace(node, name=name))
     return Graph(tuple(found))
+
+
+def rewritten(graph: Graph, rule: Callable[[list[Node], Node], list[Node] | None]) -> Graph:
+    """The graph with, in place of each node, what the rule makes of it; the graph itself where it makes nothing.
+
+    The rule is told the nodes made so far, which the node's inputs are positions of, and gives further ones, the last
+    of them equal to the node; or None to keep it.
+    """
+    made: list[Node] = []
+    place: list[int] = []
+    changed = False
+    for node in graph:
+        moved = replace(node, inputs=tuple(place[i] for i in node.inputs))
+        parts = rule(made, moved)
+        changed |= parts is not None
+        made += parts or [moved]
+        place.append(len(made) - 1)
+    return named(without_dead(made, place[-1])) if changed else graph
+
+
+def chain(nodes: Sequence[Node], place: int, *kinds: type[Op]) -> list[Node] | None:
+    """The node and those behind it, if their operators are of these kinds."""
+    found = []
+    for kind in kinds:
+        if type(nodes[place].op) is not kind:
+            return None
+        found.append(nodes[place])
+        if nodes[place].inputs:
+            place = nodes[place].inputs[0]
+    return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from curvverify.bounding.coupling.build import covered
 from curvverify.bounding.linear import Effort
-from curvverify.bounding.reduced import bends, reducible
+from curvverify.bounding.reduced import bends, convex_hinge, reducible
 from curvverify.bounding.relaxation import Part
 from curvverify.graph import LoadedModel
 from curvverify.graph.attention import with_attention
@@ -259,6 +259,12 @@ class Run:
             return False
         return all(reducible(r.relaxation, output) and covered(r.relaxation, output) < COVERED for r in roots)
 
+    def _has_phases(self, roots: list[Checked]) -> bool:
+        """Whether phases can be searched: something has them, and everything is bounded."""
+        graph = self.checker.graph
+        kinked = any(convex_hinge(node.op) for node in graph)
+        return kinked and all(reducible(root.relaxation, graph.output) for root in roots)
+
     @property
     def _bent(self) -> bool:
         """Whether something bends between the kinks, but for joint operators: splits make its strips narrower."""
@@ -323,7 +329,6 @@ class Run:
         begun, before = time.monotonic(), int(problems.open.sum())
         options = self.options
         free = max(_free(root.problems.box) for root in roots)
-        kinks = all(reducible(root.relaxation, self.checker.graph.output) for root in roots)
         methods = self._methods(free)
         self._report("branch", problems)
 
@@ -333,7 +338,7 @@ class Run:
                 self.reporter.event("branch", margin, before, share, now.open, now.bounded)
 
         branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, methods, None, report)
-        if kinks:
+        if self._has_phases(roots):
             branching.finisher = self._finisher(lambda: report(branching), free)
         branching.run(roots, self.deadline)
         if branching.full:
@@ -355,7 +360,7 @@ class Run:
         options, left = self.options, self.deadline.remaining
         made = partial(Finisher, self.checker, self.falsifier, options.memory, options.branch_batch, progress=report)
         if free <= options.coupling_inputs or self._bent:
-            return made(BRIEF, BRIEF, AFTER, math.inf)
+            return made(patience=BRIEF, least=BRIEF, after=AFTER, alike=math.inf)
         if not self.coupled:
             return made(ALONE * left, PATIENCE)
         return made(max(PATIENCE, SPLIT * self.cost, min(ROOT * left, LONG)), PATIENCE)

@@ -235,7 +235,7 @@ def mixed_graph(seed: int) -> Graph:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_bands_hold_what_bends(seed: int) -> None:
+def test_strips_hold_what_bends(seed: int) -> None:
     """At any point, the forms give the hinges' arguments and the rows but for the remainders' columns, times <= 1."""
     graph = mixed_graph(seed)
     box = box_around((1, 6), 0.2, seed)
@@ -301,7 +301,7 @@ def test_only_parts_without_points_are_empty(seed: int) -> None:
 
 
 def test_unbounded_arguments_are_not_reduced() -> None:
-    """Bands need bounds."""
+    """Strips need bounds."""
     b = Builder((1, 4), 0)
     b.dense(b.activate(SAMPLES["Relu"], b.dense(b.add(SAMPLES["Reciprocal"], b.dense(0, 6)), 6)), 2)
     relaxation = linear_bounds(b.graph(), box_around((1, 4), 3.0, 0), Effort(1))

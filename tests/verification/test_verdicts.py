@@ -196,8 +196,9 @@ def test_bounds_report_holds_and_names_nodes() -> None:
     assert np.isfinite(report.nodes[-1].upper.detach().numpy()).all()
 
 
-def test_splitting_activations_decides_what_bounds_leave_open() -> None:
+def test_splitting_activations_decides_what_bounds_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """A threshold between the root's bound and the true minimum needs the split, of activations where asked for."""
+    monkeypatch.setattr("curvverify.verification.run.AFTER", 0.0)
     torch.manual_seed(4)
     module = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
     model = load(module, shapes=(1, 2))

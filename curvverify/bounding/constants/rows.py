@@ -14,6 +14,7 @@ from curvverify.bounding.constants.second_order import Bends
 from curvverify.bounding.constants.setting import Setting
 from curvverify.bounding.constants.values import Constants, scaled
 from curvverify.graph.layers import Graph
+from curvverify.numerics.norms import matrix_row_norms_upper
 from curvverify.numerics.norms.scaling import enlarge
 from curvverify.numerics.rounding import gamma
 from curvverify.ops.linear import Dense
@@ -86,8 +87,5 @@ def _by_output(graph: Graph, rows: Tensor, known: dict[int, Constants]) -> Tenso
         weight = node.op.weight
         through = (rows @ weight).abs() + gamma(len(weight) + 2) * (rows.abs() @ weight.abs())
         sizes.append((through.flatten(1), known[node.inputs[0]]))
-    found = [
-        enlarge(size.square().sum(1).sqrt() * constants.lipschitz.value, gamma(size.shape[1] + 8))
-        for size, constants in sizes
-    ]
-    return torch.stack(found).amin(0)
+    found = [matrix_row_norms_upper(size) * constants.lipschitz.value for size, constants in sizes]
+    return enlarge(torch.stack(found).amin(0), gamma(8))

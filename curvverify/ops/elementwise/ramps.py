@@ -53,8 +53,7 @@ class Ramps(Elementwise):
 
     def interval(self, x: Interval) -> Interval:
         """Bounds on sigma.  Sound because: its extremes are at the ends and at knots."""
-        found = self._enclosure(self._corners(x))
-        return nan_is_unbounded(Interval(found.lower.amin(-1), found.upper.amax(-1)))
+        return _hull(self._enclosure(self._corners(x)))
 
     def derivative(self, order: int, x: Interval) -> Interval:
         """The slopes of the pieces that the interval meets, or 0; infinite for order 2 and 3 where there is a kink."""
@@ -89,7 +88,8 @@ class Ramps(Elementwise):
     def bow(self, x: Interval) -> Interval:
         """Exact up to roundings.  Sound because: sigma - chord is straight between the corners."""
         _, off = self._off_chord(x)
-        return nan_is_unbounded(Interval(off.lower.amin(-1).clamp(max=0.0), off.upper.amax(-1).clamp(min=0.0)))
+        hull = _hull(off)
+        return Interval(hull.lower.clamp(max=0.0), hull.upper.clamp(min=0.0))
 
     def cut(self, x: Interval) -> Tensor:
         """At the knot that is farthest from the chord."""
@@ -105,6 +105,9 @@ class Ramps(Elementwise):
         """Sound because: sigma is straight between the ends of the interval and the knots inside it."""
         corners = self._corners(x)
         y = self._enclosure(corners)
-        return polygon_envelope(
-            corners.unbind(-1), y.lower.unbind(-1), y.upper.unbind(-1), self.interval(x), saturation
-        )
+        return polygon_envelope(corners.unbind(-1), y.lower.unbind(-1), y.upper.unbind(-1), _hull(y), saturation)
+
+
+def _hull(values: Interval) -> Interval:
+    """Bounds (B, *S) on all of the values (B, *S, n)."""
+    return nan_is_unbounded(Interval(values.lower.amin(-1), values.upper.amax(-1)))
