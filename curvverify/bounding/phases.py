@@ -59,12 +59,10 @@ class Phases:
         return Phases(self.signs[index], self.turns[index], self.multipliers[index])
 
     def halves(self, entries: Tensor) -> Phases:
-        """Both halves of every part, z >= 0 first, for the hinges (B,) that are cut; or with (B, K) of each choice."""
-        entries = entries.unsqueeze(1) if entries.dim() == 1 else entries
-        copies = 2 * entries.shape[1]
-        made = self[torch.arange(len(self)).repeat_interleave(copies)]
+        """Both halves of every part, z >= 0 first, for the hinges (B,) that are cut."""
+        made = self[torch.arange(len(self)).repeat_interleave(2)]
         index = torch.arange(len(made))
-        made.signs[index, entries.flatten().repeat_interleave(2)] = torch.tensor([1.0, -1.0]).repeat(len(made) // 2)
+        made.signs[index, entries.repeat_interleave(2)] = torch.tensor([1.0, -1.0]).repeat(len(self))
         return made
 
 
@@ -222,23 +220,19 @@ class Ascent:
             moved.append(x + (rate * size) * step)
         return Phases(now.signs, moved[0].clamp(0.0, 1.0), moved[1].clamp(min=0.0) * now.signs.abs())
 
-    def gaps(self, phases: Phases, found: Pass, z: Tensor) -> Tensor:
-        """A score (B, U) of cutting a hinge, -1 where the phase is fixed.
+    def gains(self, phases: Phases, found: Pass, z: Tensor, most: Tensor) -> Tensor:
+        """A score (B, U) of cutting a hinge, -1 where the phase is fixed: what both halves gain at the minimiser z.
 
-        It is how far the row's line is from the hinge at the minimiser, and the line's intercept, each weighted with
-        the row's coefficient and relative to the largest one.
+        A half counts up to `most` (B, 1) > 0: one that is closed needs no more.
         """
         h = self.network.hinges
         low, high, intercept = found.lines
         a = found.coefficients
-        line = torch.where(a > 0, low * z, high * z + intercept)
-        scores = a * (torch.where(z > 0, h.right, h.left) * z - line), -a.clamp(max=0.0) * intercept
-        fixed = phases.signs != 0
+        line = torch.where(a > 0, low * z, torch.addcmul(intercept, high, z))
         total = torch.zeros_like(z)
-        for score in scores:
-            score = score.masked_fill(fixed, 0.0)
-            total = total + score / score.amax(1, keepdim=True).clamp(min=1e-30)
-        return total.masked_fill(fixed, -1.0)
+        for slope in (h.right, h.left):
+            total += torch.minimum((a * (slope * z - line)).clamp(min=0.0), most)
+        return total.masked_fill(phases.signs != 0, -1.0)
 
 
 def decided_lower(relaxation: Relaxation, node: int, rows: Rows, hinges: Hinges, phases: Phases) -> Tensor:

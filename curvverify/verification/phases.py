@@ -34,9 +34,6 @@ DEEP, CLIMB = 10, 16
 PAYS, RETRY = 0.2, 8
 """While fewer than this share of them are closed that way, only every so many batches of parts get their long steps."""
 
-CANDIDATES = 4
-"""Hinges whose halves are tried before one is chosen."""
-
 BETWEEN = 1.0
 """Seconds between attacks."""
 
@@ -251,23 +248,14 @@ class PhaseSearch:
         margins = torch.tensor([p.margin for p in parts])
         found = self.ascent.backward(targets, phases)
         z = self.ascent.forward(found)
-        choices = self.ascent.gaps(phases, found, z).topk(min(CANDIDATES, z.shape[1]), 1).indices
-        chosen = choices.gather(1, self._promising(targets, phases, choices, margins).unsqueeze(1)).squeeze(1)
+        most = torch.maximum(-margins, self.enough[targets]).float().unsqueeze(1)
+        chosen = self.ascent.gains(phases, found, z, most).argmax(1)
         free = phases.signs.gather(1, chosen.unsqueeze(1)).squeeze(1) == 0
         halves = phases[free].halves(chosen[free])
         self._bound(targets[free].repeat_interleave(2), halves, margins[free].repeat_interleave(2), ITERATIONS)
         if not bool(free.all()):  # every phase is fixed: more ascent is all that is left
             self._bound(targets[~free], phases[~free], margins[~free], FIRST)
         return found.slope.sign().neg()
-
-    def _promising(self, targets: Tensor, phases: Phases, choices: Tensor, margins: Tensor) -> Tensor:
-        """Which of the choices (B, K) leaves its halves with the smallest shortfall, before any search."""
-        tried = phases.halves(choices)
-        copies = 2 * choices.shape[1]
-        index = targets.repeat_interleave(copies)
-        lower = self.ascent.backward(index, tried).lower - self.least[index].float()
-        lower = torch.maximum(lower, margins.float().repeat_interleave(copies)).clamp(max=0.0)
-        return lower.reshape(*choices.shape, 2).sum(2).argmax(1)
 
     def _bound(self, targets: Tensor, phases: Phases, parents: Tensor, iterations: int) -> None:
         """Bound parts; what is proved in float64 is settled, the rest is queued with its estimated margin."""
