@@ -28,7 +28,7 @@ from curvverify.verification.state import Subproblems
 FIRST, ITERATIONS = 40, 5
 """Steps of ascent for a whole box, and for its parts."""
 
-DEEP, CLIMB = 10, 16
+DEEP, CLIMB = 10, 8
 """Parts with so many cuts are hard: they get so many long steps more."""
 
 PAYS, RETRY = 0.2, 8
