@@ -48,8 +48,9 @@ COUPLED_BOX = 0.1
 COUPLED_SHARE, DEARER = 0.4, 3.0
 """Coupling more levels may take this share of the time left; it is expected to take so many times the last step's."""
 
-COVERED = 0.9
-"""Kinks are cut at once, without coupling, where a block would hold less than this share of the first level's gaps."""
+COVERED, FURTHER = 0.9, 0.05
+"""Kinks are cut without coupling where a block would hold less than this share of the first level's gaps; before that,
+bounds are refined further where this takes a small share of the time left."""
 
 SPLIT, ROOT, LONG = 0.5, 0.3, 6.0
 """Patience with a root's phases: a share of the seconds of its last bounds, or of what is left, so long at most."""
@@ -96,6 +97,8 @@ class Run:
     notes: list[str] = field(default_factory=list)
     settled_by: dict[tuple[int, int], str] = field(default_factory=dict)
     bounded: int = 0
+    roots: list[Checked] = field(default_factory=list)
+    """The boxes that linear bounds leave open."""
     coupled: int = 0
     """Levels that the roots' bounds have coupled and gained by."""
     cost: float = 0.0
@@ -143,16 +146,15 @@ class Run:
         witness = self._burst(problems, "falsify", rounds=1)
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
-        roots: list[Checked] = []
         if self.method is None:
-            roots, problems, witness = self._linear(self._interval(problems))
+            problems, witness = self._linear(self._interval(problems))
         else:
             problems = self._by_method(problems, self.method)
         few = self._branches and self._boxed(_free(problems.box[problems.unsettled]))
         if witness is None and problems.open.any() and not self.deadline.passed:
             witness = self._burst(problems, "falsify again", 1 if few else self.options.attack_rounds)
         if witness is None and problems.open.any() and self._branches and not self.deadline.passed:
-            problems, witness = self._boxes(problems) if few else self._branch(problems, roots)
+            problems, witness = self._boxes(problems) if few else self._branch(problems)
         if witness is not None:
             return self._result(Verdict.FALSIFIED, problems, witness)
         if not problems.open.any():
@@ -190,23 +192,22 @@ class Run:
     def _branches(self) -> bool:
         return self.options.branch and self.method is None
 
-    def _linear(self, problems: Subproblems) -> tuple[list[Checked], Subproblems, Witness | None]:
+    def _linear(self, problems: Subproblems) -> tuple[Subproblems, Witness | None]:
         """Plain linear bounds on everything open, then optimised and coupled ones on what they leave open.
 
         In between, the points at which the relaxed rows take their minima are attacked.
         """
         options = self.options
         index = problems.unsettled
-        roots: list[Checked] = []
+        if not index.numel() or self.deadline.passed:
+            return problems, None
         for name, iterations, levels in self._efforts(_free(problems.box)):
             rows = max(2 * iterations, options.property_iterations)
-            if not index.numel() or self.deadline.passed or (levels and self._cut_instead(roots)):
-                break
             begun, before = time.monotonic(), int(problems.open.sum())
             self._report(name, problems)
             effort = Effort(iterations, options.memory, self.deadline, levels, keep=levels > 0)
-            if roots:
-                parts = [root[part] for root in roots for part in self._parts(len(root.problems), levels)]
+            if self.roots:
+                parts = [root[part] for root in self.roots for part in self._parts(len(root.problems), levels)]
                 roots = [self._again(part, effort, rows) for part in parts]
             else:
                 pieces = [index[piece] for piece in self._pieces(len(index), 16.0)]
@@ -215,18 +216,20 @@ class Run:
             found = concatenate([root.problems for root in roots])
             last, problems = problems, self._account(name, begun, before, problems.replaced(index, found))
             together = len(roots) == 1  # more would be too much to remember
-            roots = [root.unsettled(remember=together) for root in roots if root.problems.open.any()]
+            self.roots = [root.unsettled(remember=together) for root in roots if root.problems.open.any()]
             index = problems.unsettled
-            for root in roots:
+            for root in self.roots:
                 witness = attack_minima(root, self.falsifier, self.deadline.sooner(options.attack_seconds))
                 if witness is not None:
-                    return roots, problems, witness
+                    return problems, witness
             spent = self.cost = time.monotonic() - begun
             if levels and _paid(last, problems):
                 self.coupled = levels
+            if not index.numel() or self.deadline.passed:
+                break
             if levels and not (_paid(last, problems) and DEARER * spent < COUPLED_SHARE * self.deadline.remaining):
                 break
-        return roots, problems, None
+        return problems, None
 
     def _efforts(self, free: int) -> Iterator[tuple[str, int, int]]:
         """Name, Frank-Wolfe iterations and coupled levels of the stages with linear bounds, the cheapest first.
@@ -239,11 +242,15 @@ class Run:
             return
         if options.refine_iterations >= 3:
             yield "refine", 3, 0
-        depth = min(options.coupling_levels, max((graph.levels[i] + 1 for i in graph.nonlinear), default=0))
-        if not options.coupling or free <= options.coupling_inputs:
-            if options.refine_iterations > 3:
+        further = options.refine_iterations > 3
+        coupling = options.coupling and free > options.coupling_inputs
+        if coupling and self._cut_instead():
+            coupling, further = False, further and DEARER * self.cost < FURTHER * self.deadline.remaining
+        if not coupling:
+            if further:
                 yield "refine more", options.refine_iterations, 0
             return
+        depth = min(options.coupling_levels, max((graph.levels[i] + 1 for i in graph.nonlinear), default=0))
         if options.branch and not self._kinked():
             depth = min(depth, SMOOTH_LEVELS)
         levels = 1
@@ -251,19 +258,19 @@ class Run:
             yield f"coupled {levels}", options.coupling_iterations + levels - 1, levels
             levels = max(levels + 1, min(2 * levels, depth))
 
-    def _cut_instead(self, roots: list[Checked]) -> bool:
+    def _cut_instead(self) -> bool:
         """Whether the kinks are going to be cut, and there are more of them than coupling could hold together."""
         output = self.checker.graph.output
-        free = max((_free(root.problems.box) for root in roots), default=0)
+        free = max(_free(root.problems.box) for root in self.roots)
         if not self.options.branch or free <= self.options.branch_inputs or self._bent:
             return False
-        return all(reducible(r.relaxation, output) and covered(r.relaxation, output) < COVERED for r in roots)
+        return all(reducible(r.relaxation, output) and covered(r.relaxation, output) < COVERED for r in self.roots)
 
-    def _has_phases(self, roots: list[Checked]) -> bool:
+    def _has_phases(self) -> bool:
         """Whether phases can be searched: something has them, and everything is bounded."""
         graph = self.checker.graph
         kinked = any(convex_hinge(node.op) for node in graph)
-        return kinked and all(reducible(root.relaxation, graph.output) for root in roots)
+        return kinked and all(reducible(root.relaxation, graph.output) for root in self.roots)
 
     @property
     def _bent(self) -> bool:
@@ -324,11 +331,11 @@ class Run:
         self._account("boxes", begun, before, problems, f"{search.bounded} boxes, {search.used}")
         return problems, search.witness
 
-    def _branch(self, problems: Subproblems, roots: list[Checked]) -> tuple[Subproblems, Witness | None]:
+    def _branch(self, problems: Subproblems) -> tuple[Subproblems, Witness | None]:
         """Split the roots' boxes; the root problems with what the branches proved of them."""
         begun, before = time.monotonic(), int(problems.open.sum())
         options = self.options
-        free = max(_free(root.problems.box) for root in roots)
+        free = max(_free(root.problems.box) for root in self.roots)
         methods = self._methods(free)
         self._report("branch", problems)
 
@@ -338,9 +345,9 @@ class Run:
                 self.reporter.event("branch", margin, before, share, now.open, now.bounded)
 
         branching = Branching(self.checker, self.falsifier, options.memory, options.branch_batch, methods, None, report)
-        if self._has_phases(roots):
+        if self._has_phases():
             branching.finisher = self._finisher(lambda: report(branching), free)
-        branching.run(roots, self.deadline)
+        branching.run(self.roots, self.deadline)
         if branching.full:
             self.notes.append(f"stopped: the open subproblems take {options.memory:g} GiB (option memory)")
         self.bounded += branching.bounded
