@@ -185,6 +185,32 @@ def test_climbing_closes_parts_that_hold_no_point() -> None:
     assert float(whole.climb(index, parts, wanted, 30)[0]) > float(wanted)
 
 
+@pytest.mark.parametrize("name", HINGES)
+def test_the_chosen_cut_gains_nearly_as_much_as_the_best(name: str) -> None:
+    """Against every cut tried: both halves' gains by the bounds themselves, each up to what is open."""
+    shares = []
+    for seed in range(4):
+        _, _, rows, network = reduced(name, seed)
+        ascent, index = Ascent(network), torch.arange(len(rows))
+        whole = Phases.whole(network.hinges)[torch.zeros(len(rows), dtype=torch.long)]
+        _, parts = ascent.ascend(index, whole, torch.full((len(rows),), torch.inf), 20)
+        parts.signs[:, 0] = 1.0
+        found = ascent.backward(index, parts)
+        most = 0.2 * found.lower.abs().unsqueeze(1)
+        scores = ascent.gains(parts, found, ascent.forward(found), most)
+        assert bool((scores[:, 0] == -1.0).all())
+        assert bool((scores[:, 1:] >= 0.0).all())
+        assert bool((scores <= 2.0 * most).all())
+        count = network.hinges.count
+        free = torch.arange(1, count)
+        for k in range(len(rows)):
+            halves = parts[torch.full((count - 1,), k)].halves(free)
+            lower = ascent.backward(torch.full((len(halves),), k), halves).lower - found.lower[k]
+            gains = lower.clamp(min=0.0).minimum(most[k]).reshape(-1, 2).sum(1)
+            shares.append(float(gains[int(scores[k].argmax()) - 1] / gains.max()))
+    assert sum(shares) / len(shares) > 0.9
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_what_a_search_leaves_open_is_all_there_is(seed: int) -> None:
     """Stopped in between: every point of the box below the threshold lies within what is said to be open."""
