@@ -88,7 +88,7 @@ def test_no_branching_leaves_unknown() -> None:
 @pytest.mark.parametrize(("seed", "by_input"), [*((seed, True) for seed in range(6)), (0, False), (5, False)])
 def test_random_networks_against_dense_samples(seed: int, by_input: bool) -> None:
     """On two inputs dense samples know the answer: thresholds on either side of the true minimum are told apart."""
-    options = QUICK if by_input else Options(timeout=20.0, attack_rounds=2, threads=1, branch_inputs=0)
+    options = QUICK if by_input else Options(timeout=8.0, attack_rounds=2, threads=1, branch_inputs=0)
     torch.manual_seed(seed)
     activation = [nn.ReLU(), nn.Sigmoid(), nn.Softplus(), nn.GELU(), nn.SiLU(), nn.LeakyReLU(0.1)][seed]
     module = nn.Sequential(nn.Linear(2, 10), activation, nn.Linear(10, 8), activation, nn.Linear(8, 2))
