@@ -1,24 +1,30 @@
-"""Rows of a network on parts of a box that fix the phases of ReLU-like functions: multipliers for what is fixed.
+"""Rows of a network on parts of a box given by ranges of the arguments of ReLU-like functions.
 
-On a part where sign * z >= 0 for some unstable arguments z, these functions are affine, and a row h is bounded by
-min h - sum multiplier * sign * z over the box alone, for any multipliers >= 0.  Slopes of the other functions' lower
+Where a range lies on one side of 0, the function is affine, and what was cut there has a multiplier: a row h is bounded
+by min h - sum multiplier * sign * z over the box alone, for any multipliers >= 0.  Slopes of the other functions' lower
 lines and multipliers are found together by ascent, with the exact supergradients that one backward and one forward
-pass of the relaxation give; the bounds of all nodes stay those of the whole box, which makes a pass over a part cheap.
+pass of the relaxation give; the bounds of all other nodes stay those of the whole box, which makes a pass over a part
+cheap.
 
-Source: the multipliers are those of beta-CROWN (Wang et al., NeurIPS 2021).
+The same passes bound how far an argument z gets where the row stays below a bar: row - weight * sign * z >= b on the
+part gives sign * z <= (bar - b) / weight at all its points with row <= bar, for any weight > 0.
+
+Source: the multipliers are those of beta-CROWN (Wang et al., NeurIPS 2021); bounds of arguments where the output is
+constrained, those of INVPROP (Kotha et al., NeurIPS 2023).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from curvverify.bounding.reduced import Hinges, ReducedNetwork
+from curvverify.bounding.reduced import Hinges, ReducedNetwork, Site
 from curvverify.bounding.relaxation import Relaxation
-from curvverify.bounding.substitution import Halves, Rows, Substitution
+from curvverify.bounding.substitution import Restriction, Rows, Substitution
+from curvverify.numerics.rounding import round_up
 
 RATE, LAST = 0.5, 0.3
 """First step of an ascent, relative to the range of a slope, and what share of it the last one is."""
@@ -37,38 +43,96 @@ DECIDED = 32
 class Phases:
     """B parts of a box with U unstable hinges, all (B, U) in float32.
 
-    `signs`: 1 where z >= 0, -1 where z <= 0, 0 where the part holds both.  `turns` in [0, 1]: how far the lower line
-    has turned from the left slope to the right one.  `multipliers` >= 0 of the signs.  Only the signs have a meaning;
-    the others are what the last search found, and any numbers give valid bounds.
+    `lower`, `upper`: ranges of the arguments, exact float32 numbers.  `turns` in [0, 1]: how far the lower line has
+    turned from the left slope to the right one.  `multipliers` >= 0 of the signs.  Only the ranges have a meaning; the
+    others are what the last search found, and any numbers give valid bounds.
     """
 
-    signs: Tensor
+    lower: Tensor
+    upper: Tensor
     turns: Tensor
     multipliers: Tensor
 
     @classmethod
     def whole(cls, hinges: Hinges) -> Phases:
         """The box itself, with CROWN's slopes."""
-        turns = (hinges.upper > -hinges.lower).float().unsqueeze(0)
-        return cls(torch.zeros_like(turns), turns, torch.zeros_like(turns))
+        lower, upper = hinges.lower.unsqueeze(0), hinges.upper.unsqueeze(0)
+        return cls(lower, upper, (upper > -lower).float(), torch.zeros_like(lower))
 
     def __len__(self) -> int:
-        return len(self.signs)
+        return len(self.lower)
 
     def __getitem__(self, index: Tensor) -> Phases:
-        return Phases(self.signs[index], self.turns[index], self.multipliers[index])
+        return Phases(*(getattr(self, f.name)[index] for f in fields(Phases)))
+
+    @property
+    def signs(self) -> Tensor:
+        """1 where z >= 0, else -1 where z <= 0, and 0 where the part holds both."""
+        return torch.where(self.lower >= 0, 1.0, torch.where(self.upper <= 0, -1.0, 0.0))
+
+    @property
+    def empty(self) -> Tensor:
+        """(B,): parts that hold no point."""
+        return (self.lower > self.upper).any(1)
+
+    def fixed(self, signs: Tensor) -> Phases:
+        """The parts of these parts where z >= 0 for the signs (B, U) above 0, and z <= 0 for those below."""
+        lower = torch.where(signs > 0, self.lower.clamp(min=0.0), self.lower)
+        upper = torch.where(signs < 0, self.upper.clamp(max=0.0), self.upper)
+        return Phases(lower, upper, self.turns, self.multipliers)
 
     def halves(self, entries: Tensor) -> Phases:
         """Both halves of every part, z >= 0 first, for the hinges (B,) that are cut."""
-        made = self[torch.arange(len(self)).repeat_interleave(2)]
-        index = torch.arange(len(made))
-        made.signs[index, entries.repeat_interleave(2)] = torch.tensor([1.0, -1.0]).repeat(len(self))
-        return made
+        signs = torch.zeros(2 * len(self), self.lower.shape[1])
+        signs[torch.arange(len(signs)), entries.repeat_interleave(2)] = torch.tensor([1.0, -1.0]).repeat(len(self))
+        return self[torch.arange(len(self)).repeat_interleave(2)].fixed(signs)
 
 
 def concatenated(parts: list[Phases]) -> Phases:
     """All parts, in order."""
     return Phases(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Phases)))
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """What lines above and below hinges on parts have in common, all (B, U): slopes start + span * turn of the lower
+    lines, which pass through 0, slopes and intercepts of the chords, and the signs of the parts."""
+
+    start: Tensor
+    span: Tensor
+    chord: Tensor
+    intercept: Tensor
+    signs: Tensor
+
+    @classmethod
+    def of(cls, hinges: Hinges, phases: Phases) -> Sides:
+        signs = phases.signs
+        split = signs != 0
+        start = torch.where(signs > 0, hinges.right, hinges.left)
+        rise, width = hinges.right * phases.upper - hinges.left * phases.lower, phases.upper - phases.lower
+        chord = torch.where(split, start, rise / width)
+        intercept = torch.where(split, 0.0, (hinges.right - chord) * phases.upper)
+        return cls(start, (hinges.right - hinges.left).masked_fill(split, 0.0), chord, intercept, signs)
+
+    def __getitem__(self, index: Tensor) -> Sides:
+        return Sides(*(getattr(self, f.name)[index] for f in fields(Sides)))
+
+
+@dataclass(frozen=True, eq=False)
+class Aims:
+    """Arguments sign * z of hinges to be bounded where rows are small: entry, sign and weight of each; (B,)."""
+
+    entries: Tensor
+    signs: Tensor
+    weights: Tensor
+
+    def __getitem__(self, index: Tensor) -> Aims:
+        return Aims(self.entries[index], self.signs[index], self.weights[index])
+
+    def pulled(self, pull: Tensor) -> Tensor:
+        """With what the aims take off added to what multipliers do, (B, U)."""
+        pull[torch.arange(len(pull)), self.entries] += self.signs * self.weights
+        return pull
 
 
 @dataclass(eq=False)
@@ -78,20 +142,22 @@ class Pass:
     lower: Tensor
     slope: Tensor
     coefficients: Tensor
-    lines: tuple[Tensor, Tensor, Tensor]
-    """Slopes of the lower lines, slopes and intercepts of the upper ones."""
+    low: Tensor
+    """Slopes of the lower lines."""
+    sides: Sides
 
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """What a search keeps of every part beside its phases: (B, 1), (B,), and running means (B, U)."""
+    """What a search keeps of every part beside its phases: (B, 1), (B,), and (B, U)."""
 
     scale: Tensor
     enough: Tensor
     moments: list[Tensor]
+    sides: Sides
 
     def __getitem__(self, index: Tensor) -> _Place:
-        return _Place(self.scale[index], self.enough[index], [m[index] for m in self.moments])
+        return _Place(self.scale[index], self.enough[index], [m[index] for m in self.moments], self.sides[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,37 +166,36 @@ class Ascent:
 
     network: ReducedNetwork
 
-    def backward(self, rows: Tensor, phases: Phases) -> Pass:
-        """The bounds of rows (B,) on the parts, for their slopes and multipliers."""
-        h, forms, wanted = self.network.hinges, self.network.arguments, self.network.rows
-        split = phases.signs != 0
-        fixed = torch.where(phases.signs > 0, h.right, h.left)
-        low = torch.where(split, fixed, torch.addcmul(h.left, h.right - h.left, phases.turns))
-        high = torch.where(split, fixed, h.chord)
-        intercept = torch.where(split, 0.0, h.intercept)
-        pull = phases.signs * phases.multipliers
+    def backward(self, rows: Tensor, phases: Phases, sides: Sides | None = None, aims: Aims | None = None) -> Pass:
+        """The bounds of rows (B,), less what `aims` take off, on the parts, for their slopes and multipliers."""
+        forms, wanted = self.network.arguments, self.network.rows
+        s = sides or Sides.of(self.network.hinges, phases)
+        low = torch.addcmul(s.start, s.span, phases.turns)
+        pull = s.signs * phases.multipliers
+        if aims is not None:
+            pull = aims.pulled(pull)
         a = wanted.hinges[rows]
         z = torch.empty_like(a)
-        for site in reversed(h.sites):
+        for site in reversed(self.network.hinges.sites):
             part = a[:, site.place]
             above = part.clamp(min=0.0)
-            z[:, site.place] = above * low[:, site.place] + (part - above) * high[:, site.place] - pull[:, site.place]
+            lines = above * low[:, site.place] + (part - above) * s.chord[:, site.place]
+            z[:, site.place] = lines - pull[:, site.place]
             if site.place.start:
                 before = slice(0, site.place.start)
                 a[:, before] += z[:, site.place] @ forms.hinges[site.place, before]
         slope = torch.addmm(wanted.inputs[rows], z, forms.inputs)
-        constant = wanted.constant[rows] + z @ forms.constant + (a.clamp(max=0.0) * intercept).sum(1)
-        return Pass(constant - slope.abs().sum(1), slope, a, (low, high, intercept))
+        constant = wanted.constant[rows] + z @ forms.constant + (a.clamp(max=0.0) * s.intercept).sum(1)
+        return Pass(constant - slope.abs().sum(1), slope, a, low, s)
 
     def forward(self, found: Pass) -> Tensor:
         """The hinges' arguments (B, U) where the relaxed rows take their minima."""
-        h, forms = self.network.hinges, self.network.arguments
-        low, high, intercept = found.lines
+        forms, sides = self.network.arguments, found.sides
         below = found.coefficients > 0
-        slope, shift = torch.where(below, low, high), torch.where(below, 0.0, intercept)
+        slope, shift = torch.where(below, found.low, sides.chord), torch.where(below, 0.0, sides.intercept)
         z = torch.addmm(forms.constant, found.slope.sign(), forms.inputs.T, alpha=-1.0)
         values = torch.empty_like(z)
-        for site in h.sites:
+        for site in self.network.hinges.sites:
             here, before = site.place, slice(0, site.place.start)
             if site.place.start:
                 z[:, here] += values[:, before] @ forms.hinges[here, before].T
@@ -145,7 +210,7 @@ class Ascent:
         moments = [torch.zeros_like(phases.turns) for _ in range(4)]
 
         def step(t: int, now: Phases, found: Pass, z: Tensor, at: _Place) -> Phases:
-            return self._step(t, RATE * LAST ** (t / iterations), now, found, z, at.scale, at.moments)
+            return self._step(t, _rate(t, iterations), now, found, z, at.scale, at.moments)
 
         return self._search(rows, phases, enough, iterations, step, lambda a: a.mean(1, keepdim=True), moments)
 
@@ -177,91 +242,144 @@ class Ascent:
         """
         best = torch.full((len(phases),), -torch.inf)
         turns, multipliers = phases.turns.clone(), phases.multipliers.clone()
-        kept, now, at = torch.arange(len(phases)), phases, None
+        kept, now, at, sides = torch.arange(len(phases)), phases, None, Sides.of(self.network.hinges, phases)
         for t in range(iterations):
-            found = self.backward(rows, now)
+            found = self.backward(rows, now, at.sides if at else sides)
             better = (found.lower > best[kept]).nonzero().squeeze(1)
             place = kept[better]
             best[place], turns[place] = found.lower[better], now.turns[better]
             multipliers[place] = now.multipliers[better]
-            at = at or _Place(scale(found.coefficients.abs()), enough, moments)
+            at = at or _Place(scale(found.coefficients.abs()), enough, moments, sides)
             chosen = (~(found.lower > at.enough)).nonzero().squeeze(1)
             if t + 1 == iterations or not len(chosen):
                 break
             now = step(t, now, found, self.forward(found), at)
             if len(chosen) < 0.75 * len(kept):
                 kept, rows, now, at = kept[chosen], rows[chosen], now[chosen], at[chosen]
-        return best, Phases(phases.signs, turns, multipliers)
+        return best, replace(phases, turns=turns, multipliers=multipliers)
+
+    def reach(
+        self, rows: Tensor, phases: Phases, aims: Aims, bars: Tensor, iterations: int
+    ) -> tuple[Tensor, Phases, Aims]:
+        """Estimates (B,) of how large sign * z gets on the parts where the rows do not exceed the bars (B,).
+
+        With the slopes, multipliers and weights that they belong to.  Weights of 0 are unknown.
+        """
+        sides = Sides.of(self.network.hinges, phases)
+        found, now = self.backward(rows, phases, sides), phases
+        scale = found.coefficients.abs().mean(1, keepdim=True)
+        width = (phases.upper - phases.lower).gather(1, aims.entries.unsqueeze(1)).squeeze(1).clamp(min=1e-12)
+        likely = torch.maximum(found.slope.abs().sum(1) / 0.3, bars - found.lower).clamp(min=1e-12) / width
+        weights = torch.where(aims.weights > 0.0, aims.weights, likely)
+        moments = [torch.zeros_like(phases.turns) for _ in range(4)]
+        mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
+        best, turns, multipliers = torch.full_like(bars, torch.inf), phases.turns.clone(), phases.multipliers.clone()
+        heaviest = weights.clone()
+        for t in range(iterations):
+            found = self.backward(rows, now, sides, replace(aims, weights=weights))
+            far = (bars - found.lower) / weights
+            better = (far < best).nonzero().squeeze(1)
+            best[better], heaviest[better] = far[better], weights[better]
+            turns[better], multipliers[better] = now.turns[better], now.multipliers[better]
+            if t + 1 == iterations:
+                break
+            z, rate = self.forward(found), _rate(t, iterations)
+            there = aims.signs * z.gather(1, aims.entries.unsqueeze(1)).squeeze(1)
+            now = self._step(t, rate, now, found, z, scale, moments)
+            weights = weights * (rate * _adam(t, far - there, mean, square)).exp()
+        return best, replace(phases, turns=turns, multipliers=multipliers), replace(aims, weights=heaviest)
 
     @staticmethod
     def _long_step(now: Phases, found: Pass, z: Tensor, scale: Tensor, enough: Tensor) -> Phases:
         """To where the supergradient, over-relaxed and without what leaves the feasible set, would reach `enough`."""
-        turn, pull = found.coefficients.clamp(min=0.0) * z, -now.signs * z
-        outwards = ((now.turns <= 0.0) & (turn < 0.0)) | ((now.turns >= 1.0) & (turn > 0.0)) | (now.signs != 0)
+        signs = found.sides.signs
+        turn, pull = found.coefficients.clamp(min=0.0) * z, -signs * z
+        outwards = ((now.turns <= 0.0) & (turn < 0.0)) | ((now.turns >= 1.0) & (turn > 0.0)) | (signs != 0)
         turn = turn.masked_fill(outwards, 0.0)
         pull = pull.masked_fill((now.multipliers <= 0.0) & (pull < 0.0), 0.0) * scale
         size = (turn.square().sum(1) + pull.square().sum(1)).clamp(min=1e-20)
         step = (OVER * (enough - found.lower).clamp(min=0.0) / size).unsqueeze(1)
-        moved = (now.multipliers + step * pull * scale).clamp(min=0.0) * now.signs.abs()
-        return Phases(now.signs, (now.turns + step * turn).clamp(0.0, 1.0), moved)
+        moved = (now.multipliers + step * pull * scale).clamp(min=0.0) * signs.abs()
+        return replace(now, turns=(now.turns + step * turn).clamp(0.0, 1.0), multipliers=moved)
 
     @staticmethod
     def _step(t: int, rate: float, now: Phases, found: Pass, z: Tensor, scale: Tensor, moments: list[Tensor]) -> Phases:
-        """Step t of Adam (Kingma and Ba, 2015) upwards, projected."""
-        gradients = found.coefficients.clamp(min=0.0) * z, -now.signs * z
-        moved = []
-        for k, (gradient, x, size) in enumerate(
-            zip(gradients, (now.turns, now.multipliers), (1.0, scale), strict=True)
-        ):
-            mean, square = moments[2 * k], moments[2 * k + 1]
-            mean.lerp_(gradient, 1.0 - MEAN)
-            square.lerp_(gradient * gradient, 1.0 - SQUARE)
-            step = mean / (1.0 - MEAN ** (t + 1)) / ((square / (1.0 - SQUARE ** (t + 1))).sqrt() + 1e-12)
-            moved.append(x + (rate * size) * step)
-        return Phases(now.signs, moved[0].clamp(0.0, 1.0), moved[1].clamp(min=0.0) * now.signs.abs())
+        """Step t of Adam upwards, projected."""
+        signs = found.sides.signs
+        turns = now.turns + rate * _adam(t, found.coefficients.clamp(min=0.0) * z, *moments[:2])
+        moved = now.multipliers + (rate * scale) * _adam(t, -signs * z, *moments[2:])
+        return replace(now, turns=turns.clamp(0.0, 1.0), multipliers=moved.clamp(min=0.0) * signs.abs())
 
-    def gains(self, phases: Phases, found: Pass, z: Tensor, most: Tensor) -> Tensor:
+    def gains(self, found: Pass, z: Tensor, most: Tensor) -> Tensor:
         """A score (B, U) of cutting a hinge, -1 where the phase is fixed: what both halves gain at the minimiser z.
 
         A half counts up to `most` (B, 1) > 0: one that is closed needs no more.
         """
-        h = self.network.hinges
-        low, high, intercept = found.lines
-        a = found.coefficients
-        line = torch.where(a > 0, low * z, torch.addcmul(intercept, high, z))
+        h, sides, a = self.network.hinges, found.sides, found.coefficients
+        line = torch.where(a > 0, found.low * z, torch.addcmul(sides.intercept, sides.chord, z))
         total = torch.zeros_like(z)
         for slope in (h.right, h.left):
             total += torch.minimum((a * (slope * z - line)).clamp(min=0.0), most)
-        return total.masked_fill(phases.signs != 0, -1.0)
+        return total.masked_fill(sides.signs != 0, -1.0)
 
 
-def decided_lower(relaxation: Relaxation, node: int, rows: Rows, hinges: Hinges, phases: Phases) -> Tensor:
-    """Lower bounds (B,) on the rows (1, B, *S) of a node, each on its part of the relaxation's one box; rigorous.
+def _rate(t: int, iterations: int) -> float:
+    return RATE * LAST ** (t / iterations)
 
-    Sound because: `Substitution.backward` in float64 is, for any slopes and multipliers, see `Halves`.
+
+def _adam(t: int, gradient: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+    """The direction of step t of Adam (Kingma and Ba, 2015), whose running means are updated."""
+    mean.lerp_(gradient, 1.0 - MEAN)
+    square.lerp_(gradient * gradient, 1.0 - SQUARE)
+    return mean / (1.0 - MEAN ** (t + 1)) / ((square / (1.0 - SQUARE ** (t + 1))).sqrt() + 1e-12)
+
+
+def decided_lower(
+    relaxation: Relaxation, node: int, rows: Rows, hinges: Hinges, phases: Phases, aims: Aims | None = None
+) -> Tensor:
+    """Lower bounds (B,) on the rows (1, B, *S) of a node, less what `aims` take off, each on its part of the
+    relaxation's one box; rigorous.
+
+    Sound because: `Substitution.backward` in float64 is, for any slopes and pulls, see `Restriction`; where
+    sign * z >= 0, a row is not below what is left of it without multiples >= 0 of that.
     """
     found = []
     for piece in torch.arange(len(phases)).split(DECIDED):
         part = phases[piece]
+        pull = part.signs * part.multipliers.clamp(min=0.0)
+        pull = pull if aims is None else aims[piece].pulled(pull)
         substitution = Substitution(relaxation, node, rows[piece], torch.float64)
         for site in hinges.sites:
-            made = _halves(relaxation, site.node, site.entries, part, site.place)
-            substitution.halves[site.node], substitution.points[site.node] = made
+            made = _restriction(relaxation, site, part, pull)
+            substitution.restrictions[site.node], substitution.points[site.node] = made
         found.append(substitution.backward(1.0, rigorous=True).lower[0])
     return torch.cat(found)
 
 
-def _halves(
-    relaxation: Relaxation, node: int, entries: Tensor, phases: Phases, place: slice
-) -> tuple[Halves, tuple[Tensor, ...]]:
+def decided_reach(
+    relaxation: Relaxation, node: int, rows: Rows, hinges: Hinges, phases: Phases, aims: Aims, bars: Tensor
+) -> Tensor:
+    """Upper bounds (B,) on sign * z on each part where its row does not exceed its bar (B,); rigorous, in float64.
+
+    Sound because: see `decided_lower`, and the quotient is rounded up.
+    """
+    lower = decided_lower(relaxation, node, rows, hinges, phases, aims)
+    return round_up(round_up(bars - lower) / aims.weights.double())
+
+
+def _restriction(
+    relaxation: Relaxation, site: Site, phases: Phases, pull: Tensor
+) -> tuple[Restriction, tuple[Tensor, ...]]:
     """What a node's lines need to know of the parts, and points at which their slopes are the ones wanted."""
-    x = relaxation.intervals[relaxation.graph.nodes[node].inputs[0]]
+    x = relaxation.intervals[relaxation.graph.nodes[site.node].inputs[0]]
     shape = (1, len(phases), *x.lower.shape[1:])
 
-    def dense(values: Tensor) -> Tensor:
-        spread = torch.zeros(len(phases), x.lower[0].numel(), dtype=torch.float64)
-        spread[:, entries] = values[:, place].double()
+    def dense(values: Tensor, others: Tensor | float) -> Tensor:
+        spread = torch.empty(len(phases), x.lower[0].numel(), dtype=torch.float64)
+        spread[:] = others
+        spread[:, site.entries] = values[:, site.place].double()
         return spread.reshape(shape)
 
-    point = 2.0 * (dense(phases.turns) - 0.5) * x.width.unsqueeze(1)
-    return Halves(dense(phases.signs), dense(phases.multipliers)), (point,)
+    lower, upper = dense(phases.lower, x.lower.flatten()), dense(phases.upper, x.upper.flatten())
+    point = 2.0 * (dense(phases.turns, 0.0) - 0.5) * (upper - lower)
+    return Restriction(lower, upper, dense(pull, 0.0)), (point,)

@@ -10,7 +10,6 @@ made of.  Everything is in float32 and nothing here decides: `phases.decided_low
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeGuard
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from curvverify.bounding.coupling.generators import node_strip
 from curvverify.bounding.relaxation import Relaxation
 from curvverify.graph.layers import Node
+from curvverify.numerics.rounding import float32_below
 from curvverify.ops.base import Linear, Op
 from curvverify.ops.elementwise.hinge import Hinge
 from curvverify.ops.joint import Joint
@@ -38,7 +38,10 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Hinges:
-    """The U unstable entries of all nodes: arguments between lower < 0 and upper > 0, slopes `left` < `right`; (U,)."""
+    """The U unstable entries of all nodes: arguments between lower < 0 and upper > 0, slopes `left` < `right`; (U,).
+
+    The bounds are exact float32 numbers.
+    """
 
     sites: tuple[Site, ...]
     lower: Tensor
@@ -51,16 +54,6 @@ class Hinges:
     @property
     def count(self) -> int:
         return len(self.lower)
-
-    @cached_property
-    def chord(self) -> Tensor:
-        """Slopes of the chords."""
-        return (self.right * self.upper - self.left * self.lower) / (self.upper - self.lower)
-
-    @cached_property
-    def intercept(self) -> Tensor:
-        """Intercepts of the chords."""
-        return (self.right - self.chord) * self.upper
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +112,8 @@ def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
         entries = kinked.flatten().nonzero().squeeze(1)
         if len(entries):
             sites.append(Site(i, entries, slice(start, start + len(entries))))
-            parts.append(tuple(t.flatten()[entries].float() for t in (low, high, left, right)))
+            low, high, left, right = (t.flatten()[entries] for t in (low, high, left, right))
+            parts.append((float32_below(low), -float32_below(-high), left.float(), right.float()))
             start += len(entries)
     merged = [torch.cat(ts) for ts in zip(*parts, strict=True)] if parts else [torch.zeros(0)] * 4
     return Hinges(tuple(sites), *merged, straight=straight)

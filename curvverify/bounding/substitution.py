@@ -96,25 +96,21 @@ class Coupled(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
-    """Halves {sign * z >= 0} of the arguments z of a hinge node that rows are restricted to, with multipliers >= 0.
+class Restriction:
+    """Bounds of the arguments z of a hinge node where every row is wanted, and multiples of z that it loses.
 
-    Both (1, R, *S); sign is 1, -1, or 0 where the row's region holds both sides.
+    All (1, R, *S).  The row less pull * z is bounded, whatever the signs of `pull`.
     """
 
-    sign: Tensor
-    multiplier: Tensor
+    lower: Tensor
+    upper: Tensor
+    pull: Tensor
 
-    def lines(self, op: Hinge, lines: Lines) -> Lines:
-        """The function itself where it is affine on the half, else the given lines."""
-        left, right = (torch.as_tensor(s, dtype=lines.slope.dtype) for s in op.slopes)
-        slope = torch.where(self.sign > 0, right, torch.where(self.sign < 0, left, lines.slope))
-        return Lines(slope, torch.where(self.sign == 0, lines.intercept, 0.0))
-
-    @property
-    def pull(self) -> Tensor:
-        """sign * multiplier: what the row's coefficient of z loses.  A multiplier below 0 counts as 0."""
-        return self.sign * self.multiplier.clamp(min=0.0)
+    def lines(self, op: Hinge, point: Tensor, below: Tensor, smoothing: float) -> Lines:
+        """Supporting lines (1, R, *S) over these bounds."""
+        envelope = op.envelope(Interval(self.lower[0], self.upper[0]))
+        found = envelope.lines(point.transpose(0, 1), below.transpose(0, 1), smoothing)
+        return Lines(found.slope.transpose(0, 1), found.intercept.transpose(0, 1))
 
 
 class Substitution:
@@ -141,7 +137,7 @@ class Substitution:
         self.points: dict[int, tuple[Tensor, ...]] = {}
         self.coupled = {site: block for block in coupled for site in block.sites}
         self.multipliers: Tensor | None = None
-        self.halves: dict[int, Halves] = {}
+        self.restrictions: dict[int, Restriction] = {}
         self.folded = relaxation.folded(dtype) if fold and node and rows.input is None else None
 
     def resume(self, state: RowState) -> None:
@@ -179,12 +175,11 @@ class Substitution:
             u, v = (self._interval(i) for i in node.inputs)
             points = self._point(position, 0, row.shape), self._point(position, 1, row.shape)
             return node.op.planes(u, v, *points, row > 0)
-        envelope = self.relaxation.envelope(position, self.dtype)
-        lines = envelope.lines(self._point(position, 0, row.shape), row > 0, smoothing)
-        if position in self.halves:
+        point = self._point(position, 0, row.shape)
+        if position in self.restrictions:
             assert isinstance(node.op, Hinge)
-            return self.halves[position].lines(node.op, lines)
-        return lines
+            return self.restrictions[position].lines(node.op, point, row > 0, smoothing)
+        return self.relaxation.envelope(position, self.dtype).lines(point, row > 0, smoothing)
 
     def backward(self, smoothing: float, rigorous: bool) -> Trace:
         """Substitute from the node back to the input with lines at the current points.
@@ -192,8 +187,8 @@ class Substitution:
         Where `rigorous`, the bound is lowered by what float64 evaluation may have lost.  Sound because: an error E in
         a coefficient of node k's value moves the row by at most E |v_k|; one step of substitution through L errs by
         at most gamma_n |A| |L| in the coefficients and gamma_n |A| |c| in the constant, hence in total by gamma_n
-        |A| (|L| |v| + |c|) = gamma_n |A| magnitude_k, with n counting every sum the step takes part in.  On `halves`
-        sign * z >= 0, so that taking multiples >= 0 of it away lowers the row; they join the sums.
+        |A| (|L| |v| + |c|) = gamma_n |A| magnitude_k, with n counting every sum the step takes part in.  What
+        `restrictions` take off joins the sums.
         """
         graph, order = self.graph, self.order
         first = self.rows.coefficients
@@ -227,8 +222,8 @@ class Substitution:
             else:
                 line = lines[position] = lines[position] if position in lines else self._lines(position, row, smoothing)
                 found = self._through_lines(line, row)
-                if position in self.halves:
-                    pull = self.halves[position].pull
+                if position in self.restrictions:
+                    pull = self.restrictions[position].pull
                     found = (found[0] - pull,)
                     if rigorous:
                         z = self.relaxation.intervals[node.inputs[0]]

@@ -35,6 +35,12 @@ def round_up(x: Tensor) -> Tensor:
     return torch.nextafter(x, torch.full_like(x, torch.inf))
 
 
+def float32_below(x: Tensor) -> Tensor:
+    """Lower bounds in float32 of float64 numbers, one ulp below at most."""
+    near = x.float()
+    return torch.where(near > x, round_down(near), near)
+
+
 def radius_upper(x: Interval) -> Tensor:
     """Upper bound on the distance from `x.centre`, itself rounded, to any value of the interval."""
     return round_up(torch.maximum(x.upper - x.centre, x.centre - x.lower))

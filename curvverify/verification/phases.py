@@ -12,11 +12,12 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
+from curvverify.bounding.contraction import Contraction
 from curvverify.bounding.phases import Ascent, Phases, concatenated, decided_lower
 from curvverify.bounding.reduced import bends, convex_hinge, reduced_network, reducible
 from curvverify.types import Deadline, Interval
@@ -43,6 +44,16 @@ SECONDS = (0.4, 2.0)
 ENOUGH = 1e-5
 """Relative to the size of what was to be gained: how far above 0 float32 estimates end a search."""
 
+PLAIN = 0.3
+"""Share of the time left in which parts are only cut, before ranges are contracted too."""
+
+HASTY, LONGER = 3.0, 3.0
+"""With less patience ranges are not contracted at all; with more, contractions have so many times as much of it."""
+
+CONTRACTED, AGAIN, DUE = 3, 0.1, 8
+"""After so many cuts the ranges of a part's hinges are contracted, and again while this share of what was missing is
+gained; so many parts at once."""
+
 ALIKE = 6
 """Phases that all open parts of a disjunct have in common, at least, for a box of their own."""
 
@@ -66,7 +77,46 @@ class _Part:
     number: int
     target: int = field(compare=False)
     phases: Phases = field(compare=False)
-    share: float = field(compare=False)
+    cuts: int = field(compare=False)
+    since: int = field(compare=False)
+    """Cuts since its ranges were last contracted."""
+
+    @property
+    def share(self) -> float:
+        return 0.5**self.cuts
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """B parts that are treated together: the columns of `_Part`."""
+
+    targets: Tensor
+    phases: Phases
+    margins: Tensor
+    cuts: Tensor
+    since: Tensor
+
+    @classmethod
+    def of(cls, parts: list[_Part]) -> _Batch:
+        phases = concatenated([p.phases for p in parts])
+        margins = torch.tensor([p.margin for p in parts], dtype=torch.float64)
+        return cls(
+            torch.tensor([p.target for p in parts]),
+            phases,
+            margins,
+            *torch.tensor([[p.cuts, p.since] for p in parts]).T,
+        )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Tensor) -> _Batch:
+        return _Batch(*(getattr(self, f.name)[index] for f in fields(_Batch)))
+
+    def halves(self, entries: Tensor) -> _Batch:
+        """Both halves of every part, for the hinges (B,) that are cut."""
+        twice = self[torch.arange(len(self)).repeat_interleave(2)]
+        return replace(twice, phases=self.phases.halves(entries), cuts=twice.cuts + 1, since=twice.since + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +152,8 @@ class PhaseSearch:
     _size: int = 8
     _climbed: float = 1.0
     """Running mean of the share of parts that long steps close."""
+    _contracts: bool = False
+    """Whether ranges are contracted between cuts."""
     _waited: int = 0
     """Batches since the last long steps."""
 
@@ -128,19 +180,24 @@ class PhaseSearch:
     def run(self, deadline: Deadline, patience: float = math.inf) -> None:
         """Cut until nothing is open, a witness is found or time or memory is up.
 
-        Gives up where so many seconds of CPU time have not halved what is open.
+        Where so many seconds of CPU time, or `PLAIN` of the time left, have not been enough to halve what is open,
+        ranges are contracted from then on; where those are not enough either, it gives up.
         """
         self._begin()
         attacked, turn = time.monotonic(), time.process_time()
-        share = 1.0
+        share, plain = 1.0, deadline.sooner(PLAIN * deadline.remaining)
         while self._queue and not deadline.passed and self.witness is None and not self._full:
-            if time.process_time() - turn > patience:
-                if self.share > 0.5 * share:
-                    break
+            long = time.process_time() - turn > (LONGER * patience if self._contracts else patience)
+            if long and self.share <= 0.5 * share:
+                turn, share = time.process_time(), self.share
+            elif long and (self._contracts or patience < HASTY):
+                break
+            elif not self._contracts and (long or plain.passed):
+                self._restart()
                 turn, share = time.process_time(), self.share
             begun = time.monotonic()
             parts = [self._pop() for _ in range(min(self._size, len(self._queue)))]
-            corners = self._cut(parts)
+            corners = self._advance(parts)
             now = time.monotonic()
             if now - begun < SECONDS[0]:
                 self._size = min(2 * self._size, self.batch)
@@ -175,31 +232,32 @@ class PhaseSearch:
 
         Disjuncts of which only parts with so many phases in common are open have a box of their own.
         """
-        common: dict[int, Tensor] = {}
+        common: dict[int, Phases] = {}
         for part in (*self._queue, *self._stuck):
-            signs, old = part.phases.signs[0], common.get(part.target)
-            common[part.target] = signs if old is None else torch.where(signs == old, signs, 0.0)
+            held = common.get(part.target, part.phases)
+            lower = torch.minimum(held.lower, part.phases.lower)
+            common[part.target] = replace(held, lower=lower, upper=torch.maximum(held.upper, part.phases.upper))
         found, whole = list[Remainder](), torch.zeros_like(self.problems.open[0])
-        for target, signs in common.items():
-            disjunct, fixed = self.targets[target].disjunct, int(signs.count_nonzero())
+        for target, held in common.items():
+            disjunct, fixed = self.targets[target].disjunct, int(held.signs.count_nonzero())
             if fixed < alike:
                 whole[disjunct] = True
             else:
                 alone = torch.zeros_like(whole)
                 alone[disjunct] = True
-                found.append(Remainder(alone, self._bounds(signs), 0.5**fixed))
+                found.append(Remainder(alone, self._bounds(held), min(1.0, self._shares[target])))
         return [*([Remainder(whole, {}, 1.0)] if bool(whole.any()) else []), *found]
 
-    def _bounds(self, signs: Tensor) -> dict[int, Interval]:
-        """Bounds of the arguments of hinges with those signs (U,)."""
+    def _bounds(self, phases: Phases) -> dict[int, Interval]:
+        """Bounds of the nodes that are arguments of hinges, on one part."""
         found: dict[int, Interval] = {}
         for site in self.ascent.network.hinges.sites:
             i = self.graph.nodes[site.node].inputs[0]
             x = found.get(i, self.root.relaxation.intervals[i])
-            lower, upper, sign = x.lower.clone(), x.upper.clone(), signs[site.place]
-            lower.flatten()[site.entries[sign > 0]] = 0.0
-            upper.flatten()[site.entries[sign < 0]] = 0.0
-            found[i] = Interval(lower, upper)
+            ends = x.lower.clone(), x.upper.clone()
+            for end, ranges in zip(ends, (phases.lower, phases.upper), strict=True):
+                end.flatten()[site.entries] = ranges[0, site.place].double()
+            found[i] = x.intersect(Interval(*ends))
         return found
 
     def _pop(self) -> _Part:
@@ -217,7 +275,7 @@ class PhaseSearch:
 
     @property
     def _full(self) -> bool:
-        return 12.0 * len(self._queue) * self.ascent.network.hinges.count > 0.5 * self.memory * 2**30
+        return 16.0 * len(self._queue) * self.ascent.network.hinges.count > 0.5 * self.memory * 2**30
 
     def _begin(self) -> None:
         prop, problems, relaxation = self.checker.property, self.problems, self.root.relaxation
@@ -236,55 +294,90 @@ class PhaseSearch:
         shift = None if self.rows.input is None else self.rows.input[0]
         network = reduced_network(relaxation, self.graph.output, self.rows.coefficients[0], shift)
         self.ascent = Ascent(network)
+        self.contraction = Contraction(self.ascent, relaxation, self.graph.output, self.rows)
         self.least = torch.tensor([t.least for t in self.targets], dtype=torch.float64)
         self.enough = torch.tensor([ENOUGH * abs(t.margin) for t in self.targets], dtype=torch.float64)
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
-        self._bound(torch.arange(len(index)), whole, torch.full((len(index),), -torch.inf), FIRST)
+        none, cuts = torch.full((len(index),), -torch.inf, dtype=torch.float64), torch.zeros_like(index)
+        self._bound(_Batch(torch.arange(len(index)), whole, none, cuts, cuts + CONTRACTED), FIRST)
+        self._roots = self._queue.copy()
 
-    def _cut(self, parts: list[_Part]) -> Tensor:
+    def _advance(self, parts: list[_Part]) -> Tensor:
+        """Contract the parts that are due, if any are, else cut them; the corners (B, n) of what was cut."""
+        due = [part for part in parts if self._contracts and part.since >= CONTRACTED][:DUE]
+        if not due:
+            return self._cut(_Batch.of(parts))
+        for part in parts:
+            if part not in due:
+                self._add(part, stuck=False)
+        self._contract(_Batch.of(due))
+        return torch.zeros(0, self.ascent.network.rows.inputs.shape[1])
+
+    def _restart(self) -> None:
+        """From the disjuncts that are open, as a whole, with contractions from now on."""
+        self._contracts = True
+        left = {part.target for part in (*self._queue, *self._stuck)}
+        self._queue, self._stuck, self._shares = [], [], [0.0] * len(self.targets)
+        for part in self._roots:
+            if part.target in left:
+                self._add(part, stuck=False)
+
+    def _contract(self, batch: _Batch) -> None:
+        """Narrow the ranges of the parts where their rows are not positive, and bound those that are left."""
+        bars = self.least[batch.targets] + self.enough[batch.targets]
+        narrowed = self.contraction.narrowed(batch.targets, batch.phases, bars)
+        for target in batch.targets.tolist():  # what was taken off is not below the bar
+            self._settle(target, float(self.enough[target]))
+        left = (~narrowed.empty).nonzero().squeeze(1)
+        if len(left):
+            self._bound(replace(batch, phases=narrowed, since=torch.zeros_like(batch.since))[left], FIRST)
+
+    def _cut(self, batch: _Batch) -> Tensor:
         """Cut every part at the most promising hinge and bound both halves; the corners (B, n) of their minima."""
-        targets = torch.tensor([p.target for p in parts])
-        phases = concatenated([p.phases for p in parts])
-        margins = torch.tensor([p.margin for p in parts])
-        found = self.ascent.backward(targets, phases)
+        found = self.ascent.backward(batch.targets, batch.phases)
         z = self.ascent.forward(found)
-        most = torch.maximum(-margins, self.enough[targets]).float().unsqueeze(1)
-        chosen = self.ascent.gains(phases, found, z, most).argmax(1)
-        free = phases.signs.gather(1, chosen.unsqueeze(1)).squeeze(1) == 0
-        halves = phases[free].halves(chosen[free])
-        self._bound(targets[free].repeat_interleave(2), halves, margins[free].repeat_interleave(2), ITERATIONS)
+        most = torch.maximum(-batch.margins, self.enough[batch.targets]).float().unsqueeze(1)
+        score, chosen = self.ascent.gains(found, z, most).max(1)
+        free = score >= 0.0
+        if bool(free.any()):
+            self._bound(batch[free].halves(chosen[free]), ITERATIONS)
         if not bool(free.all()):  # every phase is fixed: more ascent is all that is left
-            self._bound(targets[~free], phases[~free], margins[~free], FIRST)
+            self._bound(batch[~free], FIRST)
         return found.slope.sign().neg()
 
-    def _bound(self, targets: Tensor, phases: Phases, parents: Tensor, iterations: int) -> None:
+    def _bound(self, batch: _Batch, iterations: int) -> None:
         """Bound parts; what is proved in float64 is settled, the rest is queued with its estimated margin."""
-        self.bounded += len(phases)
-        least, enough = self.least[targets], self.enough[targets]
-        estimates, phases = self._searched(targets, phases, (least + enough).float(), iterations)
+        self.bounded += len(batch)
+        least, enough = self.least[batch.targets], self.enough[batch.targets]
+        estimates, phases = self._searched(batch, (least + enough).float(), iterations)
         margins = estimates.double() - least
         near = (margins > 0.5 * enough).nonzero().squeeze(1)
         if len(near):
-            relaxation, rows = self.root.relaxation, self.rows[targets[near]]
+            relaxation, rows = self.root.relaxation, self.rows[batch.targets[near]]
             hinges = self.ascent.network.hinges
             lower = decided_lower(relaxation, self.graph.output, rows, hinges, phases[near])
             margins[near] = lower - least[near]
-        shares = (0.5 ** phases.signs.count_nonzero(1).double()).tolist()
-        proved = torch.zeros(len(phases), dtype=torch.bool)
+        proved = torch.zeros(len(batch), dtype=torch.bool)
         proved[near] = margins[near] > 0.0
-        for b, (target, done) in enumerate(zip(targets.tolist(), proved.tolist(), strict=True)):
-            disjunct, margin = self.targets[target].disjunct, float(margins[b])
-            if done:
-                self._settled[disjunct] = min(float(self._settled[disjunct]), margin)
-                continue
-            part = phases[torch.tensor([b])]
-            entry = _Part(max(min(margin, 0.0), float(parents[b])), next(self._count), target, part, shares[b])
+        for target, margin in zip(batch.targets[proved].tolist(), margins[proved].tolist(), strict=True):
+            self._settle(target, margin)
+        margins = torch.maximum(margins.clamp(max=0.0), batch.margins)
+        again = (batch.since == 0) & (margins - batch.margins > AGAIN * batch.margins.abs())
+        since = torch.where(again, CONTRACTED, batch.since)
+        for b in (~proved).nonzero().squeeze(1).tolist():
+            part, number = phases[torch.tensor([b])], next(self._count)
+            entry = _Part(float(margins[b]), number, int(batch.targets[b]), part, int(batch.cuts[b]), int(since[b]))
             self._add(entry, iterations == FIRST and not bool((part.signs == 0).any()))
 
-    def _searched(self, targets: Tensor, phases: Phases, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
+    def _settle(self, target: int, margin: float) -> None:
+        disjunct = self.targets[target].disjunct
+        self._settled[disjunct] = min(float(self._settled[disjunct]), margin)
+
+    def _searched(self, batch: _Batch, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
         """Estimated bounds with the slopes and multipliers found, those of deep parts searched for longer."""
-        estimates, phases = self.ascent.ascend(targets, phases, enough, iterations)
-        deep = ((estimates <= enough) & (phases.signs.count_nonzero(1) >= DEEP)).nonzero().squeeze(1)
+        targets = batch.targets
+        estimates, phases = self.ascent.ascend(targets, batch.phases, enough, iterations)
+        deep = ((estimates <= enough) & (batch.cuts >= DEEP)).nonzero().squeeze(1)
         self._waited += 1
         if len(deep) and (self._climbed > PAYS or self._waited >= RETRY):
             longer, found = self.ascent.climb(targets[deep], phases[deep], enough[deep], CLIMB)

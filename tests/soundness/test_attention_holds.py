@@ -259,7 +259,7 @@ def test_phases_of_attention_hold(seed: int) -> None:
     x = x.detach()
     z, values = arguments(graph, found, x), graph(x).flatten(1) @ rows.flatten(1).T
     anchors = torch.cat([values.argmin(0), torch.arange(0, 400, 40)])
-    parts = parts_around(z[anchors].sign(), len(anchors), seed)
+    parts = parts_around(found.hinges, z[anchors].sign(), len(anchors), seed)
     index = torch.arange(len(anchors)) % len(rows)
     searched, better = Ascent(found).ascend(index, parts, torch.full((len(index),), torch.inf), 6)
     for tried in (parts, better):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 import curvverify
 from curvverify import Options, Verdict
+from curvverify.bounding.contraction import Contraction
 from curvverify.bounding.linear import Effort, linear_bounds
 from curvverify.bounding.phases import Ascent, Phases, decided_lower
-from curvverify.bounding.reduced import ReducedNetwork, reduced_network, reducible
+from curvverify.bounding.reduced import Hinges, ReducedNetwork, reduced_network, reducible
 from curvverify.bounding.relaxation import Part, Relaxation
 from curvverify.bounding.substitution import Rows
 from curvverify.graph import load
@@ -64,7 +66,7 @@ def arguments(graph: Graph, network: ReducedNetwork, x: Tensor) -> Tensor:
     return torch.cat([values[graph.nodes[s.node].inputs[0]].flatten(1)[:, s.entries] for s in network.hinges.sites], 1)
 
 
-def parts_around(signs: Tensor, count: int, seed: int) -> Phases:
+def parts_around(hinges: Hinges, signs: Tensor, count: int, seed: int) -> Phases:
     """For activation patterns (B, U): parts that fix some of their phases, with arbitrary slopes and multipliers."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(signs), signs.shape[1])
@@ -72,7 +74,8 @@ def parts_around(signs: Tensor, count: int, seed: int) -> Phases:
     fixed = torch.rand(shape, generator=generator) < share
     turns = 1.4 * torch.rand(shape, generator=generator) - 0.2
     multipliers = (torch.randn(shape, generator=generator).abs() * 0.3) * (torch.rand(shape, generator=generator) < 0.5)
-    return Phases(torch.where(fixed, signs, 0.0).float()[:count], turns[:count], multipliers[:count])
+    whole = Phases.whole(hinges)[torch.zeros(len(signs), dtype=torch.long)].fixed(torch.where(fixed, signs, 0.0))
+    return replace(whole, turns=turns, multipliers=multipliers)[torch.arange(count)]
 
 
 @pytest.mark.parametrize("name", HINGES)
@@ -104,7 +107,7 @@ def test_points_of_a_part_are_above_its_bounds(name: str, seed: int, search: Sea
     z = arguments(graph, network, x)
     values = graph(x).flatten(1) @ rows.flatten(1).T
     anchors = torch.cat([values.argmin(0), torch.arange(0, 600, 40)])
-    parts = parts_around(z[anchors].sign(), len(anchors), seed)
+    parts = parts_around(network.hinges, z[anchors].sign(), len(anchors), seed)
     index = torch.arange(len(anchors)) % len(rows)
     lower = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, parts)
     searched, found = search(Ascent(network), index, parts, torch.full((len(index),), most), 6)
@@ -125,7 +128,7 @@ def test_wild_multipliers_prove_nothing(wild: float) -> None:
     graph, relaxation, rows, network = reduced("Relu", 1)
     x = points(relaxation.box, 500, 1)
     z = arguments(graph, network, x)
-    parts = parts_around(z[:20].sign(), 20, 3)
+    parts = parts_around(network.hinges, z[:20].sign(), 20, 3)
     parts.multipliers[:, ::3] = wild
     index = torch.arange(20) % len(rows)
     lower = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, parts)
@@ -144,9 +147,9 @@ def test_ascent_meets_the_linear_programme(seed: int) -> None:
     signs = arguments(graph, network, x)[:1].sign()
     turns = torch.zeros_like(signs).float()
     whole = Ascent(network)
-    free = Phases(turns, turns, turns)
+    free = replace(Phases.whole(network.hinges), turns=turns)
     _, free = whole.ascend(torch.zeros(1, dtype=torch.long), free, torch.tensor([torch.inf]), 20)
-    parts = Phases(signs.float(), free.turns, turns)
+    parts = replace(free.fixed(signs), multipliers=turns)
     active = (signs[0] > 0).double()
     forms = network.arguments
     u = network.hinges.count
@@ -179,7 +182,7 @@ def test_climbing_closes_parts_that_hold_no_point() -> None:
     signs = torch.zeros(1, network.hinges.count)
     signs[0, often] = -(z[:, often].mean(0).sign()).float()
     whole, index = Ascent(network), torch.zeros(1, dtype=torch.long)
-    parts = Phases(signs, torch.full_like(signs, 0.5), torch.zeros_like(signs))
+    parts = replace(Phases.whole(network.hinges).fixed(signs), turns=torch.full_like(signs, 0.5))
     wanted = whole.backward(index, parts).lower.abs() * 3.0 + 3.0
     assert float(whole.ascend(index, parts, wanted, 30)[0]) < float(wanted)
     assert float(whole.climb(index, parts, wanted, 30)[0]) > float(wanted)
@@ -194,10 +197,10 @@ def test_the_chosen_cut_gains_nearly_as_much_as_the_best(name: str) -> None:
         ascent, index = Ascent(network), torch.arange(len(rows))
         whole = Phases.whole(network.hinges)[torch.zeros(len(rows), dtype=torch.long)]
         _, parts = ascent.ascend(index, whole, torch.full((len(rows),), torch.inf), 20)
-        parts.signs[:, 0] = 1.0
+        parts = parts.fixed(torch.eye(network.hinges.count)[:1])
         found = ascent.backward(index, parts)
         most = 0.2 * found.lower.abs().unsqueeze(1)
-        scores = ascent.gains(parts, found, ascent.forward(found), most)
+        scores = ascent.gains(found, ascent.forward(found), most)
         assert bool((scores[:, 0] == -1.0).all())
         assert bool((scores[:, 1:] >= 0.0).all())
         assert bool((scores <= 2.0 * most).all())
@@ -209,6 +212,61 @@ def test_the_chosen_cut_gains_nearly_as_much_as_the_best(name: str) -> None:
             gains = lower.clamp(min=0.0).minimum(most[k]).reshape(-1, 2).sum(1)
             shares.append(float(gains[int(scores[k].argmax()) - 1] / gains.max()))
     assert sum(shares) / len(shares) > 0.9
+
+
+@pytest.mark.parametrize("name", HINGES)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_point_below_the_bar_is_contracted_away(name: str, seed: int) -> None:
+    """Samples, corners and descents whose row is not above the bar keep to the narrowed ranges, part by part.
+
+    Twice, from what the first time left; the bars are met by a few points, by many, and by none of those.
+    """
+    graph, relaxation, rows, network = reduced(name, seed)
+    box = relaxation.box
+    x = points(box, 600, seed)
+    x = torch.cat([x, *(ascent(graph, graph.output, box, -row, x[:64]) for row in rows)]).detach()
+    z = arguments(graph, network, x)
+    values = graph(x).flatten(1) @ rows.flatten(1).T
+    anchors = values.argmin(0).repeat(3)
+    index = torch.arange(len(rows)).repeat(3)
+    bars = torch.cat([values.quantile(q, 0) for q in (0.02, 0.3)] + [values.amin(0) - 0.5])
+    whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
+    fixed = parts_around(network.hinges, z[anchors].sign(), len(anchors), seed)
+    contraction = Contraction(Ascent(network), relaxation, graph.output, Rows(rows.unsqueeze(0)))
+    shrunk = 0.0
+    for parts in (whole, fixed):
+        now = parts
+        for _ in range(2):
+            narrowed = contraction.narrowed(index, now, bars)
+            assert bool((narrowed.lower >= now.lower).all())
+            assert bool((narrowed.upper <= now.upper).all())
+            now = narrowed
+        for b in range(len(index)):
+            inside = ((parts.signs[b] * z) >= 0).all(1) & (values[:, index[b]] <= bars[b])
+            assert bool((z[inside] >= now.lower[b] - 1e-12).all())
+            assert bool((z[inside] <= now.upper[b] + 1e-12).all())
+            assert not (bool(inside.any()) and bool(now.empty[b]))
+        shrunk += float((1.0 - (now.upper - now.lower) / (parts.upper - parts.lower)).mean())
+    assert shrunk > 0.02
+
+
+def test_contraction_alone_closes_what_is_close_to_true() -> None:
+    """Bars just below what is true: a few rounds leave nothing of parts whose rows are not proved by their bounds."""
+    closed = 0
+    for seed in range(6):
+        graph, relaxation, rows, network = reduced("Relu", seed)
+        x = points(relaxation.box, 2000, seed)
+        x = torch.cat([x, *(ascent(graph, graph.output, relaxation.box, -row, x[:64]) for row in rows)]).detach()
+        index, least = torch.arange(len(rows)), (graph(x).flatten(1) @ rows.flatten(1).T).amin(0)
+        ascended = Ascent(network)
+        whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
+        lower, now = ascended.ascend(index, whole, torch.full((len(index),), torch.inf), 60)
+        bars = lower.double() + 0.3 * (least - lower.double())
+        contraction = Contraction(ascended, relaxation, graph.output, Rows(rows.unsqueeze(0)))
+        for _ in range(6):
+            now = contraction.narrowed(index, now, bars)
+        closed += int(now.empty.sum())
+    assert closed > 5
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -294,7 +352,7 @@ def test_points_of_a_part_are_above_its_bounds_where_functions_bend(seed: int, s
     z = arguments(graph, network, x)
     values = graph(x).flatten(1) @ rows.flatten(1).T
     anchors = torch.cat([values.argmin(0), torch.arange(0, 600, 40)])
-    parts = parts_around(z[anchors].sign(), len(anchors), seed)
+    parts = parts_around(network.hinges, z[anchors].sign(), len(anchors), seed)
     index = torch.arange(len(anchors)) % len(rows)
     _, found = search(Ascent(network), index, parts, torch.full((len(index),), most), 6)
     for phases in (parts, found):
@@ -338,13 +396,16 @@ OPTIONS = Options(timeout=60.0, attack_rounds=1, threads=1, branch_inputs=0, cou
 
 
 @pytest.mark.parametrize(
-    ("seed", "patience"), [*((seed, 1.0) for seed in (0, 5, 6, 11, 17, 29)), (0, 0.01), (6, 0.01), (11, 0.01)]
+    ("seed", "patience", "plain"),
+    [*((seed, 1.0, p) for seed in (0, 5, 6, 11, 17, 29) for p in (0.3, 0.0)), *((k, 0.01, 0.3) for k in (0, 6, 11))],
 )
-def test_phases_decide(seed: int, patience: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phases_decide(seed: int, patience: float, plain: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two free inputs among four: a grid knows the minimum; both sides of it are decided, and rightly.
 
-    Without patience most searches give up, and what they leave open is split along directions.
+    Without patience most searches give up, and what they leave open is split along directions; with no time for cuts
+    alone, ranges are contracted first.
     """
+    monkeypatch.setattr("curvverify.verification.phases.PLAIN", plain)
     monkeypatch.setattr(branch, "PATIENCE", patience)
     monkeypatch.setattr("curvverify.verification.run.PATIENCE", patience)
     monkeypatch.setattr("curvverify.verification.run.SPLIT", patience)
