@@ -350,8 +350,7 @@ def decided_lower(
         pull = pull if aims is None else aims[piece].pulled(pull)
         substitution = Substitution(relaxation, node, rows[piece], torch.float64)
         for site in hinges.sites:
-            made = _restriction(relaxation, site, part, pull)
-            substitution.restrictions[site.node], substitution.points[site.node] = made
+            substitution.restrictions[site.node] = _restriction(relaxation, site, part, pull)
         found.append(substitution.backward(1.0, rigorous=True).lower[0])
     return torch.cat(found)
 
@@ -367,19 +366,10 @@ def decided_reach(
     return round_up(round_up(bars - lower) / aims.weights.double())
 
 
-def _restriction(
-    relaxation: Relaxation, site: Site, phases: Phases, pull: Tensor
-) -> tuple[Restriction, tuple[Tensor, ...]]:
-    """What a node's lines need to know of the parts, and points at which their slopes are the ones wanted."""
+def _restriction(relaxation: Relaxation, site: Site, phases: Phases, pull: Tensor) -> Restriction:
+    """What a node's lines need to know of the parts."""
     x = relaxation.intervals[relaxation.graph.nodes[site.node].inputs[0]]
-    shape = (1, len(phases), *x.lower.shape[1:])
-
-    def dense(values: Tensor, others: Tensor | float) -> Tensor:
-        spread = torch.empty(len(phases), x.lower[0].numel(), dtype=torch.float64)
-        spread[:] = others
-        spread[:, site.entries] = values[:, site.place].double()
-        return spread.reshape(shape)
-
-    lower, upper = dense(phases.lower, x.lower.flatten()), dense(phases.upper, x.upper.flatten())
-    point = 2.0 * (dense(phases.turns, 0.0) - 0.5) * (upper - lower)
-    return Restriction(lower, upper, dense(pull, 0.0)), (point,)
+    known = [end.flatten()[site.entries] for end in x.both]
+    lower = torch.maximum(phases.lower[:, site.place].double(), known[0])
+    upper = torch.minimum(phases.upper[:, site.place].double(), known[1])
+    return Restriction(site.entries, lower, upper, phases.turns[:, site.place].double(), pull[:, site.place].double())

@@ -13,7 +13,7 @@ from curvverify.bounding.relaxation import Relaxation
 from curvverify.bounding.resume import RowState
 from curvverify.numerics.rounding import TINY, gamma
 from curvverify.ops.base import Linear, Lines
-from curvverify.ops.elementwise.hinge import Hinge
+from curvverify.ops.elementwise.hinge import Hinge, Kinks
 from curvverify.ops.joint import Joint, Tangent
 from curvverify.ops.product import Planes, Product
 from curvverify.types import Interval
@@ -97,20 +97,39 @@ class Coupled(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Restriction:
-    """Bounds of the arguments z of a hinge node where every row is wanted, and multiples of z that it loses.
+    """Bounds of some arguments z of a hinge node where every row is wanted, and multiples of z that it loses.
 
-    All (1, R, *S).  The row less pull * z is bounded, whatever the signs of `pull`.
+    For the flat positions `entries` (E,), all (R, E).  The row less pull * z is bounded, whatever the signs of `pull`.
     """
 
+    entries: Tensor
     lower: Tensor
     upper: Tensor
+    turns: Tensor
+    """In [0, 1]: how far the lines on the convex side have turned from the left slope to the right one."""
     pull: Tensor
 
-    def lines(self, op: Hinge, point: Tensor, below: Tensor, smoothing: float) -> Lines:
-        """Supporting lines (1, R, *S) over these bounds."""
-        envelope = op.envelope(Interval(self.lower[0], self.upper[0]))
-        found = envelope.lines(point.transpose(0, 1), below.transpose(0, 1), smoothing)
-        return Lines(found.slope.transpose(0, 1), found.intercept.transpose(0, 1))
+    def lines(self, op: Hinge, lines: Lines, below: Tensor) -> Lines:
+        """The node's lines with those of the entries replaced; all (1, R, *S)."""
+        shape = lines.slope.shape
+        left, right = (torch.as_tensor(s, dtype=torch.float64).expand(shape[2:]).flatten() for s in op.slopes)
+        envelope = Kinks(left[self.entries], right[self.entries]).envelope(Interval(self.lower, self.upper))
+        point = (2.0 * self.turns - 1.0) * (self.upper - self.lower)
+        side = below.reshape(shape[1], -1)[:, self.entries]
+        found = envelope.lines(point.unsqueeze(1), side.unsqueeze(1), 1.0)
+        slope, intercept = (t.clone().reshape(shape[1], -1) for t in (lines.slope, lines.intercept))
+        slope[:, self.entries], intercept[:, self.entries] = found.slope.squeeze(1), found.intercept.squeeze(1)
+        return Lines(slope.reshape(shape), intercept.reshape(shape))
+
+    def pulled(self, row: Tensor) -> Tensor:
+        """The coefficients (1, R, *S) of the arguments less the pull."""
+        flat = row.flatten(2).clone()
+        flat[:, :, self.entries] -= self.pull
+        return flat.reshape(row.shape)
+
+    def size(self, magnitude: Tensor) -> Tensor:
+        """sum |pull| magnitude (1, R), for magnitudes (1, *S) of the arguments."""
+        return (self.pull.abs() @ magnitude.flatten()[self.entries]).unsqueeze(0)
 
 
 class Substitution:
@@ -176,10 +195,11 @@ class Substitution:
             points = self._point(position, 0, row.shape), self._point(position, 1, row.shape)
             return node.op.planes(u, v, *points, row > 0)
         point = self._point(position, 0, row.shape)
+        lines = self.relaxation.envelope(position, self.dtype).lines(point, row > 0, smoothing)
         if position in self.restrictions:
             assert isinstance(node.op, Hinge)
-            return self.restrictions[position].lines(node.op, point, row > 0, smoothing)
-        return self.relaxation.envelope(position, self.dtype).lines(point, row > 0, smoothing)
+            return self.restrictions[position].lines(node.op, lines, row > 0)
+        return lines
 
     def backward(self, smoothing: float, rigorous: bool) -> Trace:
         """Substitute from the node back to the input with lines at the current points.
@@ -223,11 +243,11 @@ class Substitution:
                 line = lines[position] = lines[position] if position in lines else self._lines(position, row, smoothing)
                 found = self._through_lines(line, row)
                 if position in self.restrictions:
-                    pull = self.restrictions[position].pull
-                    found = (found[0] - pull,)
+                    restriction = self.restrictions[position]
+                    found = (restriction.pulled(found[0]),)
                     if rigorous:
                         z = self.relaxation.intervals[node.inputs[0]]
-                        slack = slack + gamma(node.size + 2 * len(order) + 16) * _weighted(pull, z.magnitude)
+                        slack = slack + gamma(node.size + 2 * len(order) + 16) * restriction.size(z.magnitude)
                 term = row * line.intercept
                 if not all(self.relaxation.finite(i) for i in node.inputs):
                     term = torch.where(row == 0, 0.0, term)

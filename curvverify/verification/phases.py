@@ -44,7 +44,10 @@ SECONDS = (0.4, 2.0)
 ENOUGH = 1e-5
 """Relative to the size of what was to be gained: how far above 0 float32 estimates end a search."""
 
-PLAIN = 0.3
+EARLY = 0.05
+"""Share of the time left for contracting the ranges of whole boxes before any cut."""
+
+PLAIN = 0.6
 """Share of the time left in which parts are only cut, before ranges are contracted too."""
 
 HASTY, LONGER = 3.0, 3.0
@@ -184,6 +187,9 @@ class PhaseSearch:
         ranges are contracted from then on; where those are not enough either, it gives up.
         """
         self._begin()
+        if patience >= HASTY:
+            self._contract_roots(deadline.sooner(EARLY * deadline.remaining))
+        self._roots = self._queue.copy()
         attacked, turn = time.monotonic(), time.process_time()
         share, plain = 1.0, deadline.sooner(PLAIN * deadline.remaining)
         while self._queue and not deadline.passed and self.witness is None and not self._full:
@@ -197,13 +203,13 @@ class PhaseSearch:
                 turn, share = time.process_time(), self.share
             begun = time.monotonic()
             parts = [self._pop() for _ in range(min(self._size, len(self._queue)))]
-            corners = self._advance(parts)
+            corners = self._advance(parts, deadline)
             now = time.monotonic()
             if now - begun < SECONDS[0]:
                 self._size = min(2 * self._size, self.batch)
             elif now - begun > SECONDS[1]:
                 self._size = max(1, self._size // 2)
-            if now - attacked > BETWEEN:
+            if len(corners) and now - attacked > BETWEEN:
                 self._attack(parts, corners, deadline)
                 attacked = time.monotonic()
             self.progress(self)
@@ -300,9 +306,18 @@ class PhaseSearch:
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
         none, cuts = torch.full((len(index),), -torch.inf, dtype=torch.float64), torch.zeros_like(index)
         self._bound(_Batch(torch.arange(len(index)), whole, none, cuts, cuts + CONTRACTED), FIRST)
-        self._roots = self._queue.copy()
 
-    def _advance(self, parts: list[_Part]) -> Tensor:
+    def _contract_roots(self, deadline: Deadline) -> None:
+        """Contract the ranges of all that is open, again and again while that pays."""
+        while not deadline.passed and any(part.since >= CONTRACTED for part in self._queue):
+            due = [part for part in self._queue if part.since >= CONTRACTED]
+            for part in due:
+                self._queue.remove(part)
+                self._shares[part.target] -= part.share
+            heapq.heapify(self._queue)
+            self._contract(_Batch.of(due), deadline)
+
+    def _advance(self, parts: list[_Part], deadline: Deadline) -> Tensor:
         """Contract the parts that are due, if any are, else cut them; the corners (B, n) of what was cut."""
         due = [part for part in parts if self._contracts and part.since >= CONTRACTED][:DUE]
         if not due:
@@ -310,7 +325,7 @@ class PhaseSearch:
         for part in parts:
             if part not in due:
                 self._add(part, stuck=False)
-        self._contract(_Batch.of(due))
+        self._contract(_Batch.of(due), deadline)
         return torch.zeros(0, self.ascent.network.rows.inputs.shape[1])
 
     def _restart(self) -> None:
@@ -322,10 +337,10 @@ class PhaseSearch:
             if part.target in left:
                 self._add(part, stuck=False)
 
-    def _contract(self, batch: _Batch) -> None:
+    def _contract(self, batch: _Batch, deadline: Deadline) -> None:
         """Narrow the ranges of the parts where their rows are not positive, and bound those that are left."""
         bars = self.least[batch.targets] + self.enough[batch.targets]
-        narrowed = self.contraction.narrowed(batch.targets, batch.phases, bars)
+        narrowed = self.contraction.narrowed(batch.targets, batch.phases, bars, deadline)
         for target in batch.targets.tolist():  # what was taken off is not below the bar
             self._settle(target, float(self.enough[target]))
         left = (~narrowed.empty).nonzero().squeeze(1)

@@ -237,7 +237,7 @@ def test_no_point_below_the_bar_is_contracted_away(name: str, seed: int) -> None
     for parts in (whole, fixed):
         now = parts
         for _ in range(2):
-            narrowed = contraction.narrowed(index, now, bars)
+            narrowed = contraction.narrowed(index, now, bars, Deadline.never())
             assert bool((narrowed.lower >= now.lower).all())
             assert bool((narrowed.upper <= now.upper).all())
             now = narrowed
@@ -264,7 +264,7 @@ def test_contraction_alone_closes_what_is_close_to_true() -> None:
         bars = lower.double() + 0.3 * (least - lower.double())
         contraction = Contraction(ascended, relaxation, graph.output, Rows(rows.unsqueeze(0)))
         for _ in range(6):
-            now = contraction.narrowed(index, now, bars)
+            now = contraction.narrowed(index, now, bars, Deadline.never())
         closed += int(now.empty.sum())
     assert closed > 5
 

@@ -163,6 +163,21 @@ def _toward_zero(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Kinks(Hinge):
+    """left z for z < 0 and right z for z >= 0, with tensors of slopes."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def slopes(self) -> tuple[Tensor, Tensor]:
+        return self.left, self.right
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.at(inputs[0])
+
+
+@dataclass(frozen=True, eq=False)
 class Relu(Hinge):
     """max(z, 0)."""
 
