@@ -248,8 +248,10 @@ class Branching:
             self.witness = finisher.witness
             if found is None:
                 continue
-            after, left = found
+            after, left, margins = found
             self._record(entry.problem, after)
+            group = int(after.group)
+            self._settled[group] = torch.minimum(self._settled[group], margins)
             self._remove(entry)
             for rest in left:
                 problem = replace(after, open=rest.open.unsqueeze(0))

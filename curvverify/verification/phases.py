@@ -162,7 +162,8 @@ class PhaseSearch:
 
     def __post_init__(self) -> None:
         self.graph, self.problems = self.checker.graph, self.root.problems
-        self._settled = torch.full(self.problems.open.shape[1:], torch.inf, dtype=torch.float64)
+        # of each disjunct, the smallest margin proved on what is closed
+        self.settled = torch.full(self.problems.open.shape[1:], torch.inf, dtype=torch.float64)
 
     @property
     def possible(self) -> bool:
@@ -226,7 +227,7 @@ class PhaseSearch:
 
     def outcome(self) -> tuple[Tensor, Tensor]:
         """(D,) each: the smallest proved margins over all parts, and the disjuncts that are open on some part."""
-        margins, still = self._settled.clone(), torch.zeros_like(self.problems.open[0])
+        margins, still = self.settled.clone(), torch.zeros_like(self.problems.open[0])
         for target in {part.target for part in (*self._queue, *self._stuck)}:
             disjunct = self.targets[target].disjunct
             margins[disjunct] = min(float(margins[disjunct]), self.targets[target].margin)
@@ -300,7 +301,8 @@ class PhaseSearch:
         shift = None if self.rows.input is None else self.rows.input[0]
         network = reduced_network(relaxation, self.graph.output, self.rows.coefficients[0], shift)
         self.ascent = Ascent(network)
-        self.contraction = Contraction(self.ascent, relaxation, self.graph.output, self.rows)
+        room = 8.0 * len(index) * network.hinges.count**2 < 0.0625 * self.memory * 2**30
+        self.contraction = Contraction(self.ascent, relaxation, self.graph.output, self.rows, room)
         self.least = torch.tensor([t.least for t in self.targets], dtype=torch.float64)
         self.enough = torch.tensor([ENOUGH * abs(t.margin) for t in self.targets], dtype=torch.float64)
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
@@ -341,7 +343,8 @@ class PhaseSearch:
         """Narrow the ranges of the parts where their rows are not positive, and bound those that are left."""
         bars = self.least[batch.targets] + self.enough[batch.targets]
         narrowed = self.contraction.narrowed(batch.targets, batch.phases, bars, deadline)
-        for target in batch.targets.tolist():  # what was taken off is not below the bar
+        less = (narrowed.lower > batch.phases.lower) | (narrowed.upper < batch.phases.upper)
+        for target in batch.targets[less.any(1)].tolist():  # what was taken off is above the bar
             self._settle(target, float(self.enough[target]))
         left = (~narrowed.empty).nonzero().squeeze(1)
         if len(left):
@@ -386,7 +389,7 @@ class PhaseSearch:
 
     def _settle(self, target: int, margin: float) -> None:
         disjunct = self.targets[target].disjunct
-        self._settled[disjunct] = min(float(self._settled[disjunct]), margin)
+        self.settled[disjunct] = min(float(self.settled[disjunct]), margin)
 
     def _searched(self, batch: _Batch, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
         """Estimated bounds with the slopes and multipliers found, those of deep parts searched for longer."""
@@ -437,8 +440,11 @@ class Finisher:
     """Parts bounded so far."""
     witness: Witness | None = None
 
-    def finish(self, box: Checked, deadline: Deadline) -> tuple[Subproblems, list[Remainder]] | None:
-        """The one subproblem after a search, and what that has left open; None where phases cannot be searched."""
+    def finish(self, box: Checked, deadline: Deadline) -> tuple[Subproblems, list[Remainder], Tensor] | None:
+        """The one subproblem after a search, what that has left open, and the smallest margins (D,) on the rest.
+
+        None where phases cannot be searched.
+        """
         search = PhaseSearch(self.checker, self.falsifier, box, self.memory, self.batch, lambda search: self.progress())
         if not search.possible:
             return None
@@ -446,4 +452,8 @@ class Finisher:
         self.parts += search.bounded
         self.witness = search.witness
         margins, still = search.outcome()
-        return box.problems.branched(margins.unsqueeze(0), still.unsqueeze(0)), search.remainder(self.alike)
+        return (
+            box.problems.branched(margins.unsqueeze(0), still.unsqueeze(0)),
+            search.remainder(self.alike),
+            search.settled,
+        )

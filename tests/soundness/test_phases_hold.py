@@ -232,7 +232,7 @@ def test_no_point_below_the_bar_is_contracted_away(name: str, seed: int) -> None
     bars = torch.cat([values.quantile(q, 0) for q in (0.02, 0.3)] + [values.amin(0) - 0.5])
     whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
     fixed = parts_around(network.hinges, z[anchors].sign(), len(anchors), seed)
-    contraction = Contraction(Ascent(network), relaxation, graph.output, Rows(rows.unsqueeze(0)))
+    contraction = Contraction(Ascent(network), relaxation, graph.output, Rows(rows.unsqueeze(0)), seed % 2 == 0)
     shrunk = 0.0
     for parts in (whole, fixed):
         now = parts
@@ -262,7 +262,7 @@ def test_contraction_alone_closes_what_is_close_to_true() -> None:
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
         lower, now = ascended.ascend(index, whole, torch.full((len(index),), torch.inf), 60)
         bars = lower.double() + 0.3 * (least - lower.double())
-        contraction = Contraction(ascended, relaxation, graph.output, Rows(rows.unsqueeze(0)))
+        contraction = Contraction(ascended, relaxation, graph.output, Rows(rows.unsqueeze(0)), True)
         for _ in range(6):
             now = contraction.narrowed(index, now, bars, Deadline.never())
         closed += int(now.empty.sum())
