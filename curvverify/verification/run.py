@@ -48,9 +48,10 @@ COUPLED_BOX = 0.1
 COUPLED_SHARE, DEARER = 0.4, 3.0
 """Coupling more levels may take this share of the time left; it is expected to take so many times the last step's."""
 
-COVERED, FURTHER = 0.9, 0.05
-"""Kinks are cut without coupling where a block would hold less than this share of the first level's gaps; before that,
-bounds are refined further where this takes a small share of the time left."""
+COVERED, FIRST_SHARE, FURTHER = 0.9, 0.1, 0.05
+"""Kinks are cut without coupling where a block would hold less than the first share of the first level's gaps, or would
+take more than the second of the time left; before that, bounds are refined further where this takes less than the
+third."""
 
 SPLIT, ROOT, LONG = 0.5, 0.3, 6.0
 """Patience with a root's phases: a share of the seconds of its last bounds, or of what is left, so long at most."""
@@ -259,12 +260,15 @@ class Run:
             levels = max(levels + 1, min(2 * levels, depth))
 
     def _cut_instead(self) -> bool:
-        """Whether the kinks are going to be cut, and there are more of them than coupling could hold together."""
+        """Whether the kinks are going to be cut, and coupling first would take long or could not hold most of them."""
         output = self.checker.graph.output
         free = max(_free(root.problems.box) for root in self.roots)
         if not self.options.branch or free <= self.options.branch_inputs or self._bent:
             return False
-        return all(reducible(r.relaxation, output) and covered(r.relaxation, output) < COVERED for r in self.roots)
+        long = DEARER * self.cost > FIRST_SHARE * self.deadline.remaining
+        return all(
+            reducible(r.relaxation, output) and (long or covered(r.relaxation, output) < COVERED) for r in self.roots
+        )
 
     def _has_phases(self) -> bool:
         """Whether phases can be searched: something has them, and everything is bounded."""
