@@ -103,12 +103,8 @@ class _Batch:
     def of(cls, parts: list[_Part]) -> _Batch:
         phases = concatenated([p.phases for p in parts])
         margins = torch.tensor([p.margin for p in parts], dtype=torch.float64)
-        return cls(
-            torch.tensor([p.target for p in parts]),
-            phases,
-            margins,
-            *torch.tensor([[p.cuts, p.since] for p in parts]).T,
-        )
+        targets, cuts, since = torch.tensor([(p.target, p.cuts, p.since) for p in parts]).T
+        return cls(targets, phases, margins, cuts, since)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -190,7 +186,7 @@ class PhaseSearch:
         self._begin()
         if patience >= HASTY:
             self._contract_roots(deadline.sooner(EARLY * deadline.remaining))
-        self._roots = self._queue.copy()
+        self._roots = self._queue.copy(), self._stuck.copy()
         attacked, turn = time.monotonic(), time.process_time()
         share, plain = 1.0, deadline.sooner(PLAIN * deadline.remaining)
         while self._queue and not deadline.passed and self.witness is None and not self._full:
@@ -240,7 +236,9 @@ class PhaseSearch:
         Disjuncts of which only parts with so many phases in common are open have a box of their own.
         """
         common: dict[int, Phases] = {}
+        shares = [0.0] * len(self.targets)
         for part in (*self._queue, *self._stuck):
+            shares[part.target] += part.share
             held = common.get(part.target, part.phases)
             lower = torch.minimum(held.lower, part.phases.lower)
             common[part.target] = replace(held, lower=lower, upper=torch.maximum(held.upper, part.phases.upper))
@@ -252,7 +250,7 @@ class PhaseSearch:
             else:
                 alone = torch.zeros_like(whole)
                 alone[disjunct] = True
-                found.append(Remainder(alone, self._bounds(held), min(1.0, self._shares[target])))
+                found.append(Remainder(alone, self._bounds(held), shares[target]))
         return [*([Remainder(whole, {}, 1.0)] if bool(whole.any()) else []), *found]
 
     def _bounds(self, phases: Phases) -> dict[int, Interval]:
@@ -335,9 +333,10 @@ class PhaseSearch:
         self._contracts = True
         left = {part.target for part in (*self._queue, *self._stuck)}
         self._queue, self._stuck, self._shares = [], [], [0.0] * len(self.targets)
-        for part in self._roots:
-            if part.target in left:
-                self._add(part, stuck=False)
+        for parts, stuck in zip(self._roots, (False, True), strict=True):
+            for part in parts:
+                if part.target in left:
+                    self._add(part, stuck)
 
     def _contract(self, batch: _Batch, deadline: Deadline) -> None:
         """Narrow the ranges of the parts where their rows are not positive, and bound those that are left."""
@@ -379,7 +378,7 @@ class PhaseSearch:
         proved[near] = margins[near] > 0.0
         for target, margin in zip(batch.targets[proved].tolist(), margins[proved].tolist(), strict=True):
             self._settle(target, margin)
-        margins = torch.maximum(margins.clamp(max=0.0), batch.margins)
+        margins = torch.fmax(margins.clamp(max=0.0), batch.margins)
         again = (batch.since == 0) & (margins - batch.margins > AGAIN * batch.margins.abs())
         since = torch.where(again, CONTRACTED, batch.since)
         for b in (~proved).nonzero().squeeze(1).tolist():

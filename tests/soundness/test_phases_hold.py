@@ -269,9 +269,14 @@ def test_contraction_alone_closes_what_is_close_to_true() -> None:
     assert closed > 5
 
 
+@pytest.mark.parametrize("plain", [1.0, 0.0])
 @pytest.mark.parametrize("seed", range(6))
-def test_what_a_search_leaves_open_is_all_there_is(seed: int) -> None:
-    """Stopped in between: every point of the box below the threshold lies within what is said to be open."""
+def test_what_a_search_leaves_open_is_all_there_is(seed: int, plain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in between: every point of the box below the threshold lies within what is said to be open.
+
+    With cuts alone, and with contractions from the start.
+    """
+    monkeypatch.setattr("curvverify.verification.phases.PLAIN", plain)
     model = load(small_network(6 * seed, 20), shapes=(1, 20))
     box = box_around((1, 20), 0.6, seed)
     box = type(box)(box.lower.float().double(), box.upper.float().double())
@@ -291,7 +296,7 @@ def test_what_a_search_leaves_open_is_all_there_is(seed: int) -> None:
         left = search.remainder()
         values = model.graph.values(x[y < threshold - 1e-9])
     assert left
-    assert search.open > 10
+    assert search.open > (1 if plain == 0.0 else 10)
     inside = torch.zeros(len(values[0]), dtype=torch.bool)
     for rest in left:
         assert bool(rest.open.any())
@@ -303,6 +308,29 @@ def test_what_a_search_leaves_open_is_all_there_is(seed: int) -> None:
         inside |= here
     assert len(inside) > 20
     assert bool(inside.all())
+
+
+def test_a_restart_loses_no_disjunct() -> None:
+    """Neither one that is cut nor one whose whole box has no hinge left to cut."""
+    model = load(small_network(0, 20), shapes=(1, 20))
+    box = box_around((1, 20), 0.6, 0)
+    least = float(model.graph(points(box, 500, 0)).min())
+    query = asked(type(box)(box.lower.float().double(), box.upper.float().double()), least)
+    prop = compile_query(query)
+    checker = Checker(model.graph, prop)
+    falsifier = Falsifier(model.graph, query, prop, lambda at: at.new_full((1,), torch.nan))
+    with torch.no_grad():
+        root = checker.linear(Subproblems.of(prop), Effort(1), 1)
+        for stuck in (False, True):
+            search = PhaseSearch(checker, falsifier, root, 8.0, 4)
+            search._begin()
+            whole = search._pop()
+            search._add(whole, stuck)
+            search._roots = search._queue.copy(), search._stuck.copy()
+            search._restart()
+            assert search.open == 1
+            assert bool(search.outcome()[1].any())
+            assert search.share == 1.0
 
 
 def mixed_graph(seed: int) -> Graph:
