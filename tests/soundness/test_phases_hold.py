@@ -215,7 +215,7 @@ def test_the_chosen_cut_gains_nearly_as_much_as_the_best(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HINGES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_no_point_below_the_bar_is_contracted_away(name: str, seed: int) -> None:
     """Samples, corners and descents whose row is not above the bar keep to the narrowed ranges, part by part.
 
@@ -253,7 +253,7 @@ def test_no_point_below_the_bar_is_contracted_away(name: str, seed: int) -> None
 def test_contraction_alone_closes_what_is_close_to_true() -> None:
     """Bars just below what is true: a few rounds leave nothing of parts whose rows are not proved by their bounds."""
     closed = 0
-    for seed in range(6):
+    for seed in range(3):
         graph, relaxation, rows, network = reduced("Relu", seed)
         x = points(relaxation.box, 2000, seed)
         x = torch.cat([x, *(ascent(graph, graph.output, relaxation.box, -row, x[:64]) for row in rows)]).detach()
@@ -266,11 +266,10 @@ def test_contraction_alone_closes_what_is_close_to_true() -> None:
         for _ in range(6):
             now = contraction.narrowed(index, now, bars, Deadline.never())
         closed += int(now.empty.sum())
-    assert closed > 5
+    assert closed > 2
 
 
-@pytest.mark.parametrize("plain", [1.0, 0.0])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("seed", "plain"), [*((seed, 1.0) for seed in range(6)), (0, 0.0), (1, 0.0)])
 def test_what_a_search_leaves_open_is_all_there_is(seed: int, plain: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in between: every point of the box below the threshold lies within what is said to be open.
 
@@ -425,7 +424,11 @@ OPTIONS = Options(timeout=60.0, attack_rounds=1, threads=1, branch_inputs=0, cou
 
 @pytest.mark.parametrize(
     ("seed", "patience", "plain"),
-    [*((seed, 1.0, p) for seed in (0, 5, 6, 11, 17, 29) for p in (0.3, 0.0)), *((k, 0.01, 0.3) for k in (0, 6, 11))],
+    [
+        *((k, 1.0, 0.3) for k in (0, 5, 6, 11, 17, 29)),
+        *((k, 1.0, 0.0) for k in (0, 5, 17)),
+        *((k, 0.01, 0.3) for k in (0, 6, 11)),
+    ],
 )
 def test_phases_decide(seed: int, patience: float, plain: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two free inputs among four: a grid knows the minimum; both sides of it are decided, and rightly.
