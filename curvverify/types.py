@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -50,6 +51,14 @@ class Interval:
 
     def __getitem__(self, index: object) -> Interval:
         return Interval(self.lower[index], self.upper[index])  # type: ignore[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Base of records whose fields are indexed together."""
+
+    def __getitem__(self, index: Tensor) -> Self:
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ and are taken first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,8 +45,12 @@ class Contraction:
     """The reduced network's rows."""
     remember: bool
     """Whether slopes are kept for other parts, which takes 8 U^2 bytes for each row."""
-    _found: dict[tuple[float, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By sign and row: weights (U,) and slopes (U, U) of the ends that were bounded last; weights of 0 are unknown."""
+
+    @cached_property
+    def _known(self) -> tuple[Tensor, Tensor]:
+        """Weights (2, R, U) and slopes (2, R, U, U) of the ends that were bounded last; weights of 0 are unknown."""
+        shape = 2, self.rows.count, self.ascent.network.hinges.count
+        return torch.zeros(shape), torch.zeros(*shape, shape[2])
 
     def narrowed(self, rows: Tensor, phases: Phases, bars: Tensor, deadline: Deadline) -> Phases:
         """The parts with ranges (B, U) that hold where row (B,) is at most its bar (B,), in float64; rigorous.
@@ -105,23 +110,15 @@ class Contraction:
         self, rows: Tensor, phases: Phases, entries: Tensor, sign: float, bars: Tensor
     ) -> tuple[Tensor, Phases, Aims]:
         """Estimates (E,) of the ends, from the slopes and weights that were found last."""
-        turns, weights = phases.turns.clone(), torch.zeros_like(bars)
-        for row in rows.unique().tolist():
-            here = rows == row
-            if (sign, row) in self._found:
-                known, slopes = self._found[sign, row]
-                weights[here] = known[entries[here]]
-                turns[here] = torch.where(weights[here].unsqueeze(1) > 0, slopes[entries[here]], turns[here])
+        turns, weights, at = phases.turns, torch.zeros_like(bars), (int(sign < 0.0), rows, entries)
+        if self.remember:
+            weights = self._known[0][at]
+            turns = torch.where(weights.unsqueeze(1) > 0.0, self._known[1][at], turns)
         aims = Aims(entries, torch.full_like(bars, sign), weights)
-        iterations = WARM if bool((weights > 0).all()) else ITERATIONS
+        iterations = WARM if bool((weights > 0.0).all()) else ITERATIONS
         far, found, aims = self.ascent.reach(rows, replace(phases, turns=turns), aims, bars, iterations)
-        count = turns.shape[1]
-        for row in rows.unique().tolist() if self.remember else ():
-            here = rows == row
-            if (sign, row) not in self._found:
-                self._found[sign, row] = torch.zeros(count), torch.zeros(count, count)
-            known, slopes = self._found[sign, row]
-            known[entries[here]], slopes[entries[here]] = aims.weights[here], found.turns[here]
+        if self.remember:
+            self._known[0][at], self._known[1][at] = aims.weights, found.turns
         return far, found, aims
 
 

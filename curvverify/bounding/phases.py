@@ -25,6 +25,7 @@ from curvverify.bounding.reduced import Hinges, ReducedNetwork, Site
 from curvverify.bounding.relaxation import Relaxation
 from curvverify.bounding.substitution import Restriction, Rows, Substitution
 from curvverify.numerics.rounding import round_up
+from curvverify.types import Columns
 
 RATE, LAST = 0.5, 0.3
 """First step of an ascent, relative to the range of a slope, and what share of it the last one is."""
@@ -35,12 +36,15 @@ MEAN, SQUARE = 0.9, 0.99
 OVER = 1.5
 """Relaxation of steps that aim at a value."""
 
+PULL = 0.3
+"""What an aim takes off at first, over its range, is the reach of the row's form divided by this."""
+
 DECIDED = 32
 """Parts that are decided at once."""
 
 
 @dataclass(frozen=True, eq=False)
-class Phases:
+class Phases(Columns):
     """B parts of a box with U unstable hinges, all (B, U) in float32.
 
     `lower`, `upper`: ranges of the arguments, exact float32 numbers.  `turns` in [0, 1]: how far the lower line has
@@ -61,9 +65,6 @@ class Phases:
 
     def __len__(self) -> int:
         return len(self.lower)
-
-    def __getitem__(self, index: Tensor) -> Phases:
-        return Phases(*(getattr(self, f.name)[index] for f in fields(Phases)))
 
     @property
     def signs(self) -> Tensor:
@@ -94,7 +95,7 @@ def concatenated(parts: list[Phases]) -> Phases:
 
 
 @dataclass(frozen=True, eq=False)
-class Sides:
+class Sides(Columns):
     """What lines above and below hinges on parts have in common, all (B, U): slopes start + span * turn of the lower
     lines, which pass through 0, slopes and intercepts of the chords, and the signs of the parts."""
 
@@ -114,20 +115,14 @@ class Sides:
         intercept = torch.where(split, 0.0, (hinges.right - chord) * phases.upper)
         return cls(start, (hinges.right - hinges.left).masked_fill(split, 0.0), chord, intercept, signs)
 
-    def __getitem__(self, index: Tensor) -> Sides:
-        return Sides(*(getattr(self, f.name)[index] for f in fields(Sides)))
-
 
 @dataclass(frozen=True, eq=False)
-class Aims:
+class Aims(Columns):
     """Arguments sign * z of hinges to be bounded where rows are small: entry, sign and weight of each; (B,)."""
 
     entries: Tensor
     signs: Tensor
     weights: Tensor
-
-    def __getitem__(self, index: Tensor) -> Aims:
-        return Aims(self.entries[index], self.signs[index], self.weights[index])
 
     def pulled(self, pull: Tensor) -> Tensor:
         """With what the aims take off added to what multipliers do, (B, U)."""
@@ -269,17 +264,17 @@ class Ascent:
         found, now = self.backward(rows, phases, sides), phases
         scale = found.coefficients.abs().mean(1, keepdim=True)
         width = (phases.upper - phases.lower).gather(1, aims.entries.unsqueeze(1)).squeeze(1).clamp(min=1e-12)
-        likely = torch.maximum(found.slope.abs().sum(1) / 0.3, bars - found.lower).clamp(min=1e-12) / width
+        likely = torch.maximum(found.slope.abs().sum(1) / PULL, bars - found.lower).clamp(min=1e-12) / width
         weights = torch.where(aims.weights > 0.0, aims.weights, likely)
         moments = [torch.zeros_like(phases.turns) for _ in range(4)]
         mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
         best, turns, multipliers = torch.full_like(bars, torch.inf), phases.turns.clone(), phases.multipliers.clone()
-        heaviest = weights.clone()
+        kept = weights.clone()
         for t in range(iterations):
             found = self.backward(rows, now, sides, replace(aims, weights=weights))
             far = (bars - found.lower) / weights
             better = (far < best).nonzero().squeeze(1)
-            best[better], heaviest[better] = far[better], weights[better]
+            best[better], kept[better] = far[better], weights[better]
             turns[better], multipliers[better] = now.turns[better], now.multipliers[better]
             if t + 1 == iterations:
                 break
@@ -287,7 +282,7 @@ class Ascent:
             there = aims.signs * z.gather(1, aims.entries.unsqueeze(1)).squeeze(1)
             now = self._step(t, rate, now, found, z, scale, moments)
             weights = weights * (rate * _adam(t, far - there, mean, square)).exp()
-        return best, replace(phases, turns=turns, multipliers=multipliers), replace(aims, weights=heaviest)
+        return best, replace(phases, turns=turns, multipliers=multipliers), replace(aims, weights=kept)
 
     @staticmethod
     def _long_step(now: Phases, found: Pass, z: Tensor, scale: Tensor, enough: Tensor) -> Phases:

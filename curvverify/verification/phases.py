@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from curvverify.bounding.contraction import Contraction
 from curvverify.bounding.phases import Ascent, Phases, concatenated, decided_lower
 from curvverify.bounding.reduced import bends, convex_hinge, reduced_network, reducible
-from curvverify.types import Deadline, Interval
+from curvverify.types import Columns, Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
 from curvverify.verification.result import Witness
@@ -90,7 +90,7 @@ class _Part:
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
+class _Batch(Columns):
     """B parts that are treated together: the columns of `_Part`."""
 
     targets: Tensor
@@ -108,9 +108,6 @@ class _Batch:
 
     def __len__(self) -> int:
         return len(self.targets)
-
-    def __getitem__(self, index: Tensor) -> _Batch:
-        return _Batch(*(getattr(self, f.name)[index] for f in fields(_Batch)))
 
     def halves(self, entries: Tensor) -> _Batch:
         """Both halves of every part, for the hinges (B,) that are cut."""
@@ -310,23 +307,22 @@ class PhaseSearch:
     def _contract_roots(self, deadline: Deadline) -> None:
         """Contract the ranges of all that is open, again and again while that pays."""
         while not deadline.passed and any(part.since >= CONTRACTED for part in self._queue):
-            due = [part for part in self._queue if part.since >= CONTRACTED]
-            for part in due:
-                self._queue.remove(part)
-                self._shares[part.target] -= part.share
-            heapq.heapify(self._queue)
-            self._contract(_Batch.of(due), deadline)
+            self._contract_due([self._pop() for _ in range(len(self._queue))], len(self.targets), deadline)
 
     def _advance(self, parts: list[_Part], deadline: Deadline) -> Tensor:
         """Contract the parts that are due, if any are, else cut them; the corners (B, n) of what was cut."""
-        due = [part for part in parts if self._contracts and part.since >= CONTRACTED][:DUE]
-        if not due:
+        if not self._contracts or all(part.since < CONTRACTED for part in parts):
             return self._cut(_Batch.of(parts))
+        self._contract_due(parts, DUE, deadline)
+        return torch.zeros(0, self.ascent.network.rows.inputs.shape[1])
+
+    def _contract_due(self, parts: list[_Part], most: int, deadline: Deadline) -> None:
+        """Contract the first of the parts that are due, so many at most; the others go back."""
+        due = [part for part in parts if part.since >= CONTRACTED][:most]
         for part in parts:
             if part not in due:
                 self._add(part, stuck=False)
         self._contract(_Batch.of(due), deadline)
-        return torch.zeros(0, self.ascent.network.rows.inputs.shape[1])
 
     def _restart(self) -> None:
         """From the disjuncts that are open, as a whole, with contractions from now on."""
