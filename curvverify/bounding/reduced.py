@@ -29,7 +29,7 @@ ROWS = 256
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """The unstable entries of one hinge node: their flat positions, and where they are among all of them."""
+    """The entries with kinks of one hinge node: their flat positions, and where they are among all of them."""
 
     node: int
     entries: Tensor
@@ -38,9 +38,10 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Hinges:
-    """The U unstable entries of all nodes: arguments between lower < 0 and upper > 0, slopes `left` < `right`; (U,).
+    """The U entries of all nodes that have a kink: arguments in [lower, upper] around 0, slopes `left` < `right`; (U,).
 
-    The bounds are exact float32 numbers.
+    The bounds are exact float32 numbers.  Where one of them is 0, a split has fixed the phase: such a range is tighter
+    than the argument's bound, so that a multiplier of it still helps.
     """
 
     sites: tuple[Site, ...]
@@ -49,7 +50,7 @@ class Hinges:
     left: Tensor
     right: Tensor
     straight: dict[int, Tensor]
-    """By node, the slopes (S,) of its stable entries; 0 at the others."""
+    """By node, the slopes (S,) of its other entries; 0 at these."""
 
     @property
     def count(self) -> int:
@@ -94,8 +95,13 @@ def bends(node: Node) -> bool:
     return node.nonlinear and not convex_hinge(node.op)
 
 
+def holds_kink(lower: Tensor, upper: Tensor) -> Tensor:
+    """Where a range of an argument holds 0, at an end of it too, and more than that."""
+    return (lower <= 0.0) & (upper >= 0.0) & (lower < upper)
+
+
 def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
-    """The unstable entries of the hinge nodes that a node of a reducible network of one box depends on."""
+    """The entries with kinks of the hinge nodes that a node of a reducible network of one box depends on."""
     sites: list[Site] = []
     parts: list[tuple[Tensor, ...]] = []
     straight: dict[int, Tensor] = {}
@@ -107,7 +113,7 @@ def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
         x = relaxation.intervals[relaxation.graph.nodes[i].inputs[0]]
         low, high = x.lower[0], x.upper[0]
         left, right = (torch.as_tensor(s, dtype=low.dtype).expand_as(low) for s in op.slopes)
-        kinked = (low < 0) & (high > 0) & (left < right)
+        kinked = holds_kink(low, high) & (left < right)
         straight[i] = torch.where(kinked, 0.0, torch.where(high > 0, right, left)).float().flatten()
         entries = kinked.flatten().nonzero().squeeze(1)
         if len(entries):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from curvverify.bounding.contraction import Contraction
 from curvverify.bounding.phases import Ascent, Phases, concatenated, decided_lower
-from curvverify.bounding.reduced import bends, convex_hinge, reduced_network, reducible
+from curvverify.bounding.reduced import bends, convex_hinge, holds_kink, reduced_network, reducible
 from curvverify.types import Columns, Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
@@ -171,7 +171,7 @@ class PhaseSearch:
                 free += node.size
             elif convex_hinge(node.op):
                 x = relaxation.intervals[node.inputs[0]]
-                count += int(((x.lower < 0) & (x.upper > 0)).sum())
+                count += int(holds_kink(x.lower, x.upper).sum())
         return count > 0 and 4.0 * count * (free + count) < 0.0625 * self.memory * 2**30
 
     def run(self, deadline: Deadline, patience: float = math.inf) -> None:
@@ -240,8 +240,9 @@ class PhaseSearch:
             lower = torch.minimum(held.lower, part.phases.lower)
             common[part.target] = replace(held, lower=lower, upper=torch.maximum(held.upper, part.phases.upper))
         found, whole = list[Remainder](), torch.zeros_like(self.problems.open[0])
+        before = Phases.whole(self.ascent.network.hinges).signs.count_nonzero()
         for target, held in common.items():
-            disjunct, fixed = self.targets[target].disjunct, int(held.signs.count_nonzero())
+            disjunct, fixed = self.targets[target].disjunct, int(held.signs.count_nonzero() - before)
             if fixed < alike:
                 whole[disjunct] = True
             else:

@@ -370,7 +370,7 @@ class Run:
         """Searches phases of boxes: of roots while that gets on, of their parts while it is cheaper than splits."""
         options, left = self.options, self.deadline.remaining
         made = partial(Finisher, self.checker, self.falsifier, options.memory, options.branch_batch, progress=report)
-        if free <= options.coupling_inputs or self._bent:
+        if free <= min(options.coupling_inputs, options.branch_inputs) or self._bent:
             return made(patience=BRIEF, least=BRIEF, after=AFTER, alike=math.inf)
         if not self.coupled:
             return made(ALONE * left, PATIENCE)

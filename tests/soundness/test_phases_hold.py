@@ -332,6 +332,33 @@ def test_a_restart_loses_no_disjunct() -> None:
             assert search.share == 1.0
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_phase_that_a_split_has_fixed_still_binds(sign: float) -> None:
+    """min x + 0.1 relu(sign (x - 0.5)) over [0, 1] is 0; where x >= 0.5 is known, 0.5, which linear bounds miss."""
+    first, second = nn.Linear(1, 2), nn.Linear(2, 1)
+    first.weight.data, first.bias.data = torch.tensor([[sign], [1.0]]), torch.tensor([-0.5 * sign, 0.0])
+    second.weight.data, second.bias.data = torch.tensor([[0.1, 1.0]]), torch.zeros(1)
+    model = load(nn.Sequential(first, nn.ReLU(), second), shapes=(1, 1))
+    query = asked(Interval(torch.zeros(1, 1), torch.ones(1, 1)), 0.45)
+    prop = compile_query(query)
+    checker = Checker(model.graph, prop)
+    falsifier = Falsifier(model.graph, query, prop, lambda at: at.new_full((1,), torch.nan))
+    z = model.graph.nodes[model.graph.nonlinear[0]].inputs[0]
+    ends = sorted((0.0, 0.5 * sign))
+    known = Interval(
+        *(torch.tensor([[end, at]], dtype=torch.float64) for end, at in zip(ends, (0.0, 1.0), strict=True))
+    )
+    with torch.no_grad():
+        root = checker.linear(Subproblems.of(prop), Effort(1), 1, Part({z: known}))
+        assert float(root.problems.margin_lower[0]) < -0.4
+        search = PhaseSearch(checker, falsifier, root, 8.0, 4)
+        assert search.possible
+        search.run(Deadline.after(60.0))
+    margins, still = search.outcome()
+    assert not bool(still.any())
+    assert 0.0 < float(margins.min()) <= 0.05 + 1e-6
+
+
 def mixed_graph(seed: int) -> Graph:
     """Kinks around everything that bends: a sigmoid, a product, a step, and a hinge that is concave."""
     b = Builder((1, 6), seed)
