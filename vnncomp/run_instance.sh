@@ -8,6 +8,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 curvverify=$here/../.venv/bin/curvverify
 onnx=$3 vnnlib=$4 result=$5 timeout=$6
 
+# One instance has the machine for itself: idle threads may spin, which makes two threads up to 1.9 times as fast.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-ACTIVE}"
+
 # The tool itself ends at 95 % of the time limit.  `timeout` ends it at 98 % should it hang.
 watchdog=$(awk -v t="$timeout" 'BEGIN { printf "%.2f", 0.98 * t }')
 rm -f "$result"
