@@ -57,7 +57,7 @@ class Interval:
 class Columns:
     """Base of records whose fields are indexed together."""
 
-    def __getitem__(self, index: Tensor) -> Self:
+    def __getitem__(self, index: Tensor | slice) -> Self:
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 

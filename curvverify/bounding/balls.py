@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvverify.types import Interval
+from curvverify.types import Columns, Interval
 
 STEPS = 6
 """Rounds in which the multiplier is looked for; each finds more of the entries that the box clips."""
@@ -25,14 +25,11 @@ UNDERFLOW = 1e-150
 
 
 @dataclass(frozen=True, eq=False)
-class Balls:
+class Balls(Columns):
     """||x - centre_b|| <= radius_b for each of B boxes: centre (B, n) and radius (B,) are exact float64 numbers."""
 
     centre: Tensor
     radius: Tensor
-
-    def __getitem__(self, boxes: Tensor | slice) -> Balls:
-        return Balls(self.centre[boxes], self.radius[boxes])
 
     def _room(self, box: Interval, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The displacements from the centre that the box leaves, (B, 1, n) each, up to rounding."""

@@ -95,11 +95,6 @@ def bends(node: Node) -> bool:
     return node.nonlinear and not convex_hinge(node.op)
 
 
-def holds_kink(lower: Tensor, upper: Tensor) -> Tensor:
-    """Where a range of an argument holds 0, at an end of it too, and more than that."""
-    return (lower <= 0.0) & (upper >= 0.0) & (lower < upper)
-
-
 def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
     """The entries with kinks of the hinge nodes that a node of a reducible network of one box depends on."""
     sites: list[Site] = []
@@ -113,7 +108,7 @@ def unstable_hinges(relaxation: Relaxation, node: int) -> Hinges:
         x = relaxation.intervals[relaxation.graph.nodes[i].inputs[0]]
         low, high = x.lower[0], x.upper[0]
         left, right = (torch.as_tensor(s, dtype=low.dtype).expand_as(low) for s in op.slopes)
-        kinked = holds_kink(low, high) & (left < right)
+        kinked = (low <= 0) & (high >= 0) & (low < high) & (left < right)
         straight[i] = torch.where(kinked, 0.0, torch.where(high > 0, right, left)).float().flatten()
         entries = kinked.flatten().nonzero().squeeze(1)
         if len(entries):

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from curvverify.types import Interval
+from curvverify.types import Columns, Interval
 
 GRID, REFINED = 31, 3
 """Breakpoints among which a multiplier is looked for, and halvings of the distance between two of them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Slabs:
+class Slabs(Columns):
     """low_q <= v_q.x <= high_q for K directions v_q (B, K, n), with low and high (B, K), for each of B boxes.
 
     Directions and limits are exact float64 numbers: halves cut at one number cover the whole.
@@ -39,9 +39,6 @@ class Slabs:
     @property
     def bytes(self) -> int:
         return 8 * (self.low.numel() + self.high.numel())  # the directions are shared
-
-    def __getitem__(self, boxes: Tensor | slice) -> Slabs:
-        return Slabs(self.directions[boxes], self.low[boxes], self.high[boxes])
 
     def halves(self, direction: int, at: float) -> tuple[Slabs, Slabs]:
         """{v.x <= at} and {v.x >= at}."""

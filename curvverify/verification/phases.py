@@ -19,7 +19,7 @@ from torch import Tensor
 
 from curvverify.bounding.contraction import Contraction
 from curvverify.bounding.phases import Ascent, Phases, concatenated, decided_lower
-from curvverify.bounding.reduced import bends, convex_hinge, holds_kink, reduced_network, reducible
+from curvverify.bounding.reduced import bends, reduced_network, reducible, unstable_hinges
 from curvverify.types import Columns, Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
@@ -164,15 +164,10 @@ class PhaseSearch:
         relaxation, output = self.root.relaxation, self.graph.output
         if not reducible(relaxation, output):
             return False
-        count, free = 0, self.graph.nodes[0].size
-        for i in self.graph.ancestors[output]:
-            node = self.graph.nodes[i]
-            if bends(node):
-                free += node.size
-            elif convex_hinge(node.op):
-                x = relaxation.intervals[node.inputs[0]]
-                count += int(holds_kink(x.lower, x.upper).sum())
-        return count > 0 and 4.0 * count * (free + count) < 0.0625 * self.memory * 2**30
+        nodes = [self.graph.nodes[i] for i in self.graph.ancestors[output]]
+        free = self.graph.nodes[0].size + sum(node.size for node in nodes if bends(node))
+        count = unstable_hinges(relaxation, output).count
+        return count > 0 and 4.0 * count * (free + count) < self._room
 
     def run(self, deadline: Deadline, patience: float = math.inf) -> None:
         """Cut until nothing is open, a witness is found or time or memory is up.
@@ -277,6 +272,11 @@ class PhaseSearch:
             heapq.heappush(self._queue, part)
 
     @property
+    def _room(self) -> float:
+        """Bytes for the network's matrices, and as many for slopes that are kept."""
+        return 0.0625 * self.memory * 2**30
+
+    @property
     def _full(self) -> bool:
         return 16.0 * len(self._queue) * self.ascent.network.hinges.count > 0.5 * self.memory * 2**30
 
@@ -297,8 +297,8 @@ class PhaseSearch:
         shift = None if self.rows.input is None else self.rows.input[0]
         network = reduced_network(relaxation, self.graph.output, self.rows.coefficients[0], shift)
         self.ascent = Ascent(network)
-        room = 8.0 * len(index) * network.hinges.count**2 < 0.0625 * self.memory * 2**30
-        self.contraction = Contraction(self.ascent, relaxation, self.graph.output, self.rows, room)
+        remember = 8.0 * len(index) * network.hinges.count**2 < self._room
+        self.contraction = Contraction(self.ascent, relaxation, self.graph.output, self.rows, remember)
         self.least = torch.tensor([t.least for t in self.targets], dtype=torch.float64)
         self.enough = torch.tensor([ENOUGH * abs(t.margin) for t in self.targets], dtype=torch.float64)
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
@@ -319,9 +319,11 @@ class PhaseSearch:
 
     def _contract_due(self, parts: list[_Part], most: int, deadline: Deadline) -> None:
         """Contract the first of the parts that are due, so many at most; the others go back."""
-        due = [part for part in parts if part.since >= CONTRACTED][:most]
+        due: list[_Part] = []
         for part in parts:
-            if part not in due:
+            if part.since >= CONTRACTED and len(due) < most:
+                due.append(part)
+            else:
                 self._add(part, stuck=False)
         self._contract(_Batch.of(due), deadline)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvverify.types import Interval
+from curvverify.types import Columns, Interval
 from curvverify.verification.property import Property
 
 
 @dataclass(frozen=True, eq=False)
-class Subproblems:
+class Subproblems(Columns):
     """B boxes (B, n) of the groups (B,), with open disjuncts (B, D) and the proved margins (B, D, K) of their rows."""
 
     box: Interval
@@ -28,9 +28,6 @@ class Subproblems:
 
     def __len__(self) -> int:
         return len(self.group)
-
-    def __getitem__(self, index: Tensor | slice) -> Subproblems:
-        return Subproblems(self.box[index], self.group[index], self.open[index], self.margins[index])
 
     @property
     def unsettled(self) -> Tensor:

@@ -21,9 +21,11 @@ from curvverify.bounding.relaxation import Part, Relaxation
 from curvverify.bounding.substitution import Rows
 from curvverify.graph import load
 from curvverify.graph.layers import Graph
+from curvverify.graph.loading import LoadedModel
 from curvverify.ops.elementwise.hinge import LeakyRelu
 from curvverify.ops.linear import Sum
 from curvverify.ops.product import Product
+from curvverify.spec.query import Query
 from curvverify.types import Deadline, Interval
 from curvverify.verification import branch
 from curvverify.verification.checker import Checker
@@ -269,6 +271,13 @@ def test_contraction_alone_closes_what_is_close_to_true() -> None:
     assert closed > 2
 
 
+def asking(model: LoadedModel, query: Query) -> tuple[Checker, Falsifier]:
+    """What a search needs of a query; no witness is ever confirmed."""
+    prop = compile_query(query)
+    checker = Checker(model.graph, prop)
+    return checker, Falsifier(model.graph, query, prop, lambda at: at.new_full((1,), torch.nan))
+
+
 @pytest.mark.parametrize(("seed", "plain"), [*((seed, 1.0) for seed in range(6)), (0, 0.0), (1, 0.0)])
 def test_what_a_search_leaves_open_is_all_there_is(seed: int, plain: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in between: every point of the box below the threshold lies within what is said to be open.
@@ -282,12 +291,9 @@ def test_what_a_search_leaves_open_is_all_there_is(seed: int, plain: float, monk
     x = points(box, 4000, seed)
     y = model.graph(x).flatten()
     threshold = float(y.quantile(0.02))
-    query = asked(box, threshold)
-    prop = compile_query(query)
-    checker = Checker(model.graph, prop)
-    falsifier = Falsifier(model.graph, query, prop, lambda at: at.new_full((1,), torch.nan))
+    checker, falsifier = asking(model, asked(box, threshold))
     with torch.no_grad():
-        root = checker.linear(Subproblems.of(prop), Effort(1), 1)
+        root = checker.linear(Subproblems.of(checker.property), Effort(1), 1)
         deadline = Deadline.after(60.0)
         search = PhaseSearch(checker, falsifier, root, 8.0, 4, lambda s: deadline.cancel() if s.bounded > 150 else None)
         assert search.possible
@@ -315,11 +321,9 @@ def test_a_restart_loses_no_disjunct() -> None:
     box = box_around((1, 20), 0.6, 0)
     least = float(model.graph(points(box, 500, 0)).min())
     query = asked(type(box)(box.lower.float().double(), box.upper.float().double()), least)
-    prop = compile_query(query)
-    checker = Checker(model.graph, prop)
-    falsifier = Falsifier(model.graph, query, prop, lambda at: at.new_full((1,), torch.nan))
+    checker, falsifier = asking(model, query)
     with torch.no_grad():
-        root = checker.linear(Subproblems.of(prop), Effort(1), 1)
+        root = checker.linear(Subproblems.of(checker.property), Effort(1), 1)
         for stuck in (False, True):
             search = PhaseSearch(checker, falsifier, root, 8.0, 4)
             search._begin()
@@ -339,17 +343,14 @@ def test_a_phase_that_a_split_has_fixed_still_binds(sign: float) -> None:
     first.weight.data, first.bias.data = torch.tensor([[sign], [1.0]]), torch.tensor([-0.5 * sign, 0.0])
     second.weight.data, second.bias.data = torch.tensor([[0.1, 1.0]]), torch.zeros(1)
     model = load(nn.Sequential(first, nn.ReLU(), second), shapes=(1, 1))
-    query = asked(Interval(torch.zeros(1, 1), torch.ones(1, 1)), 0.45)
-    prop = compile_query(query)
-    checker = Checker(model.graph, prop)
-    falsifier = Falsifier(model.graph, query, prop, lambda at: at.new_full((1,), torch.nan))
+    checker, falsifier = asking(model, asked(Interval(torch.zeros(1, 1), torch.ones(1, 1)), 0.45))
     z = model.graph.nodes[model.graph.nonlinear[0]].inputs[0]
     ends = sorted((0.0, 0.5 * sign))
     known = Interval(
         *(torch.tensor([[end, at]], dtype=torch.float64) for end, at in zip(ends, (0.0, 1.0), strict=True))
     )
     with torch.no_grad():
-        root = checker.linear(Subproblems.of(prop), Effort(1), 1, Part({z: known}))
+        root = checker.linear(Subproblems.of(checker.property), Effort(1), 1, Part({z: known}))
         assert float(root.problems.margin_lower[0]) < -0.4
         search = PhaseSearch(checker, falsifier, root, 8.0, 4)
         assert search.possible

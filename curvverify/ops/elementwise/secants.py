@@ -25,7 +25,7 @@ from torch import Tensor
 
 from curvverify.numerics.rounding import TINY, UNIT_ROUNDOFF
 from curvverify.ops.elementwise.levels import Branch, continuous
-from curvverify.types import Interval
+from curvverify.types import Columns, Interval
 
 STEPS = 24
 """Steps of the search for a point of tangency; what is left costs tightness only."""
@@ -34,7 +34,7 @@ ROUNDING = 8.0 * UNIT_ROUNDOFF[torch.float64]
 
 
 @dataclass(frozen=True)
-class Points:
+class Points(Columns):
     """f and f' at one point per entry (or at one for all), with bounds on their errors."""
 
     z: Tensor
@@ -46,9 +46,6 @@ class Points:
     def where(self, condition: Tensor, other: Points) -> Points:
         """These points where the condition holds, the other ones elsewhere."""
         return Points(*(torch.where(condition, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
-
-    def only(self, index: Tensor) -> Points:
-        return Points(*(getattr(self, f.name)[index] for f in fields(self)))
 
     @property
     def slopes(self) -> Interval:
@@ -182,7 +179,7 @@ def touching(
     are a few ulp of `size`.  bend K falls as t moves away, so its signs at the ends tell where the best t is.
     """
     where = entered.nonzero()[:, 0]
-    a, near, last = (p.only(where) for p in (origin, piece.near.where(entered, origin), far))
+    a, near, last = (p[where] for p in (origin, piece.near.where(entered, origin), far))
     reach = side * (1e3 + 1e3 * near.z.abs() + 10.0 * (near.z - a.z).abs())
     t = last
     if bool(last.z.isinf().any()):
@@ -192,7 +189,7 @@ def touching(
     if bool(inner.any()):
         which = inner.nonzero()[:, 0]
         ends = torch.stack([near.z[which], t.z[which]])
-        best = tangency(piece, order, a.only(which), ends[0], ends[1], side).clamp(ends.amin(0), ends.amax(0))
+        best = tangency(piece, order, a[which], ends[0], ends[1], side).clamp(ends.amin(0), ends.amax(0))
         t = points(piece.branch, order, t.z.index_put((which,), best))
     t = near.where(at_near <= 0.0, t)
     s = side * piece.bend
