@@ -11,6 +11,7 @@ import heapq
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -35,8 +36,8 @@ DEEP, CLIMB = 10, 8
 PAYS, RETRY = 0.2, 8
 """While fewer than this share of them are closed that way, only every so many batches of parts get their long steps."""
 
-BETWEEN = 1.0
-"""Seconds between attacks."""
+BETWEEN, ATTACKS = 1.0, 0.05
+"""Seconds between attacks, at least, and the share of the time they take, at most."""
 
 SECONDS = (0.4, 2.0)
 """A batch that took less is doubled, one that took more is halved."""
@@ -47,15 +48,15 @@ ENOUGH = 1e-5
 EARLY = 0.05
 """Share of the time left for contracting the ranges of whole boxes before any cut."""
 
-PLAIN = 0.6
-"""Share of the time left in which parts are only cut, before ranges are contracted too."""
-
 HASTY, LONGER = 3.0, 3.0
-"""With less patience ranges are not contracted at all; with more, contractions have so many times as much of it."""
+"""With less patience ranges are not contracted below whole boxes; with more, there is so many times as much of it."""
 
 CONTRACTED, AGAIN, DUE = 3, 0.1, 8
-"""After so many cuts the ranges of a part's hinges are contracted, and again while this share of what was missing is
-gained; so many parts at once."""
+"""Parts of one that was cut so often make up a group, whose hull is contracted where cuts do not close it, and again
+while this share of what was missing is gained; so many hulls at once."""
+
+CUTS = 2.0
+"""Seconds of cuts for every second of contractions."""
 
 ALIKE = 6
 """Phases that all open parts of a disjunct have in common, at least, for a box of their own."""
@@ -74,19 +75,19 @@ class _Target:
 
 @dataclass(frozen=True, order=True)
 class _Part:
-    """A part of the box in the queue: most open first."""
+    """A part of the box in the queue: those of small groups first, and most open ones of those."""
 
+    order: int
     margin: float
     number: int
     target: int = field(compare=False)
     phases: Phases = field(compare=False)
-    cuts: int = field(compare=False)
+    share: float = field(compare=False)
+    """Of the box: 1 / 2 to the number of cuts."""
     since: int = field(compare=False)
     """Cuts since its ranges were last contracted."""
-
-    @property
-    def share(self) -> float:
-        return 0.5**self.cuts
+    group: int = field(compare=False)
+    """Of the parts of one part, which had been cut `CONTRACTED` times; -1: none yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,15 +97,16 @@ class _Batch(Columns):
     targets: Tensor
     phases: Phases
     margins: Tensor
-    cuts: Tensor
+    shares: Tensor
     since: Tensor
+    groups: Tensor
 
     @classmethod
     def of(cls, parts: list[_Part]) -> _Batch:
         phases = concatenated([p.phases for p in parts])
-        margins = torch.tensor([p.margin for p in parts], dtype=torch.float64)
-        targets, cuts, since = torch.tensor([(p.target, p.cuts, p.since) for p in parts]).T
-        return cls(targets, phases, margins, cuts, since)
+        margins, shares = torch.tensor([(p.margin, p.share) for p in parts], dtype=torch.float64).T
+        targets, since, groups = torch.tensor([(p.target, p.since, p.group) for p in parts]).T
+        return cls(targets, phases, margins, shares, since, groups)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -112,7 +114,18 @@ class _Batch(Columns):
     def halves(self, entries: Tensor) -> _Batch:
         """Both halves of every part, for the hinges (B,) that are cut."""
         twice = self[torch.arange(len(self)).repeat_interleave(2)]
-        return replace(twice, phases=self.phases.halves(entries), cuts=twice.cuts + 1, since=twice.since + 1)
+        phases = self.phases.halves(entries)
+        return replace(twice, phases=phases, shares=0.5 * twice.shares, since=twice.since + 1)
+
+
+def _hull(parts: list[_Part]) -> _Part:
+    """A part that holds all of these, which are of one group."""
+    most = min(parts, key=lambda part: part.margin)
+    lower, upper = most.phases.lower, most.phases.upper
+    for part in parts:
+        lower, upper = torch.minimum(lower, part.phases.lower), torch.maximum(upper, part.phases.upper)
+    phases = replace(most.phases, lower=lower, upper=upper)
+    return replace(most, phases=phases, share=math.fsum(part.share for part in parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +157,16 @@ class PhaseSearch:
     _queue: list[_Part] = field(default_factory=list)
     _stuck: list[_Part] = field(default_factory=list)
     """Parts whose phases are all fixed, and that a long ascent has not proved."""
+    _open_in: Counter[int] = field(default_factory=Counter)
+    _cut_in: Counter[int] = field(default_factory=Counter)
+    """How many parts of every group are open, and how many have been cut."""
+    _cutting: float = 0.0
+    _contracting: float = 0.0
+    """Seconds that cuts and contractions have taken."""
     _count: itertools.count[int] = field(default_factory=itertools.count)
     _size: int = 8
     _climbed: float = 1.0
     """Running mean of the share of parts that long steps close."""
-    _contracts: bool = False
-    """Whether ranges are contracted between cuts."""
     _waited: int = 0
     """Batches since the last long steps."""
 
@@ -172,36 +189,72 @@ class PhaseSearch:
     def run(self, deadline: Deadline, patience: float = math.inf) -> None:
         """Cut until nothing is open, a witness is found or time or memory is up.
 
-        Where so many seconds of CPU time, or `PLAIN` of the time left, have not been enough to halve what is open,
-        ranges are contracted from then on; where those are not enough either, it gives up.
+        What cuts do not close is contracted in between, if there is patience.  It gives up where so many seconds of CPU
+        time have not been enough to halve what is open.
         """
+        self._attack_at = time.monotonic() + BETWEEN
         self._begin()
-        if patience >= HASTY:
-            self._contract_roots(deadline.sooner(EARLY * deadline.remaining))
-        self._roots = self._queue.copy(), self._stuck.copy()
-        attacked, turn = time.monotonic(), time.process_time()
-        share, plain = 1.0, deadline.sooner(PLAIN * deadline.remaining)
-        while self._queue and not deadline.passed and self.witness is None and not self._full:
-            long = time.process_time() - turn > (LONGER * patience if self._contracts else patience)
-            if long and self.share <= 0.5 * share:
+        contracts = patience >= HASTY
+        if contracts:
+            patience *= LONGER
+            whole = [self._pop() for _ in range(len(self._queue))]
+            if whole:
+                self._contract(_Batch.of(whole), deadline.sooner(EARLY * deadline.remaining))
+        turn, share = time.process_time(), self.share
+        while self._queue and not self._over(deadline):
+            if time.process_time() - turn > patience:
+                if self.share > 0.5 * share:
+                    break
                 turn, share = time.process_time(), self.share
-            elif long and (self._contracts or patience < HASTY):
-                break
-            elif not self._contracts and (long or plain.passed):
-                self._restart()
-                turn, share = time.process_time(), self.share
-            begun = time.monotonic()
-            parts = [self._pop() for _ in range(min(self._size, len(self._queue)))]
-            corners = self._advance(parts, deadline)
-            now = time.monotonic()
-            if now - begun < SECONDS[0]:
-                self._size = min(2 * self._size, self.batch)
-            elif now - begun > SECONDS[1]:
-                self._size = max(1, self._size // 2)
-            if len(corners) and now - attacked > BETWEEN:
-                self._attack(parts, corners, deadline)
-                attacked = time.monotonic()
-            self.progress(self)
+            due = self._due if contracts else []
+            if due:
+                found, still = self._searched(self._hulls(due), FIRST)
+                self._contract(found[still], deadline)
+            else:
+                self._advance(deadline)
+
+    def _over(self, deadline: Deadline) -> bool:
+        full = 16.0 * len(self._queue) * self.ascent.network.hinges.count > 0.5 * self.memory * 2**30
+        return deadline.passed or self.witness is not None or full
+
+    def _advance(self, deadline: Deadline) -> None:
+        """Cut a batch of parts."""
+        begun = time.monotonic()
+        parts = [self._pop() for _ in range(min(self._size, len(self._queue)))]
+        corners = self._cut(_Batch.of(parts))
+        now = time.monotonic()
+        self._cutting += now - begun
+        self._cut_in.update(part.group for part in parts if part.group >= 0)
+        if now - begun < SECONDS[0]:
+            self._size = min(2 * self._size, self.batch)
+        elif now - begun > SECONDS[1]:
+            self._size = max(1, self._size // 2)
+        if now > self._attack_at:
+            self._attack(parts, corners, deadline)
+            self._attack_at = time.monotonic() + max(BETWEEN, (time.monotonic() - now) / ATTACKS)
+        self.progress(self)
+
+    @property
+    def _due(self) -> list[int]:
+        """Groups whose turn it is to be contracted: those that have been cut most."""
+        if self._cutting < CUTS * self._contracting:
+            return []
+        cut = [group for group, open_parts in self._open_in.items() if open_parts > 0 and self._cut_in[group] > 0]
+        return heapq.nlargest(DUE, cut, key=lambda group: self._cut_in[group])
+
+    def _hulls(self, groups: list[int]) -> _Batch:
+        """What is open of the groups, taken out of the queue, as one part of each."""
+        parts: dict[int, list[_Part]] = {group: [] for group in groups}
+        for part in (*self._queue, *self._stuck):
+            if part.group in parts:
+                parts[part.group].append(part)
+                self._forget(part)
+        self._queue = [part for part in self._queue if part.group not in parts]
+        self._stuck = [part for part in self._stuck if part.group not in parts]
+        heapq.heapify(self._queue)
+        batch = _Batch.of([_hull(held) for held in parts.values()])
+        unknown, since = torch.full_like(batch.margins, -torch.inf), torch.full_like(batch.since, CONTRACTED)
+        return replace(batch, margins=unknown, since=since)
 
     @property
     def open(self) -> int:
@@ -261,10 +314,15 @@ class PhaseSearch:
     def _pop(self) -> _Part:
         """The most open part."""
         part = heapq.heappop(self._queue)
-        self._shares[part.target] = max(0.0, self._shares[part.target] - part.share)
+        self._forget(part)
         return part
 
+    def _forget(self, part: _Part) -> None:
+        self._open_in[part.group] -= 1
+        self._shares[part.target] = max(0.0, self._shares[part.target] - part.share)
+
     def _add(self, part: _Part, stuck: bool) -> None:
+        self._open_in[part.group] += 1
         self._shares[part.target] += part.share
         if stuck:
             self._stuck.append(part)
@@ -275,10 +333,6 @@ class PhaseSearch:
     def _room(self) -> float:
         """Bytes for the network's matrices, and as many for slopes that are kept."""
         return 0.0625 * self.memory * 2**30
-
-    @property
-    def _full(self) -> bool:
-        return 16.0 * len(self._queue) * self.ascent.network.hinges.count > 0.5 * self.memory * 2**30
 
     def _begin(self) -> None:
         prop, problems, relaxation = self.checker.property, self.problems, self.root.relaxation
@@ -302,51 +356,28 @@ class PhaseSearch:
         self.least = torch.tensor([t.least for t in self.targets], dtype=torch.float64)
         self.enough = torch.tensor([ENOUGH * abs(t.margin) for t in self.targets], dtype=torch.float64)
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
-        none, cuts = torch.full((len(index),), -torch.inf, dtype=torch.float64), torch.zeros_like(index)
-        self._bound(_Batch(torch.arange(len(index)), whole, none, cuts, cuts + CONTRACTED), FIRST)
-
-    def _contract_roots(self, deadline: Deadline) -> None:
-        """Contract the ranges of all that is open, again and again while that pays."""
-        while not deadline.passed and any(part.since >= CONTRACTED for part in self._queue):
-            self._contract_due([self._pop() for _ in range(len(self._queue))], len(self.targets), deadline)
-
-    def _advance(self, parts: list[_Part], deadline: Deadline) -> Tensor:
-        """Contract the parts that are due, if any are, else cut them; the corners (B, n) of what was cut."""
-        if not self._contracts or all(part.since < CONTRACTED for part in parts):
-            return self._cut(_Batch.of(parts))
-        self._contract_due(parts, DUE, deadline)
-        return torch.zeros(0, self.ascent.network.rows.inputs.shape[1])
-
-    def _contract_due(self, parts: list[_Part], most: int, deadline: Deadline) -> None:
-        """Contract the first of the parts that are due, so many at most; the others go back."""
-        due: list[_Part] = []
-        for part in parts:
-            if part.since >= CONTRACTED and len(due) < most:
-                due.append(part)
-            else:
-                self._add(part, stuck=False)
-        self._contract(_Batch.of(due), deadline)
-
-    def _restart(self) -> None:
-        """From the disjuncts that are open, as a whole, with contractions from now on."""
-        self._contracts = True
-        left = {part.target for part in (*self._queue, *self._stuck)}
-        self._queue, self._stuck, self._shares = [], [], [0.0] * len(self.targets)
-        for parts, stuck in zip(self._roots, (False, True), strict=True):
-            for part in parts:
-                if part.target in left:
-                    self._add(part, stuck)
+        share, since = torch.ones(len(index), dtype=torch.float64), torch.full_like(index, CONTRACTED)
+        batch = _Batch(torch.arange(len(index)), whole, -torch.inf * share, share, since, torch.full_like(index, -1))
+        self._bound(batch, FIRST)
 
     def _contract(self, batch: _Batch, deadline: Deadline) -> None:
-        """Narrow the ranges of the parts where their rows are not positive, and bound those that are left."""
-        bars = self.least[batch.targets] + self.enough[batch.targets]
-        narrowed = self.contraction.narrowed(batch.targets, batch.phases, bars, deadline)
-        less = (narrowed.lower > batch.phases.lower) | (narrowed.upper < batch.phases.upper)
-        for target in batch.targets[less.any(1)].tolist():  # what was taken off is above the bar
-            self._settle(target, float(self.enough[target]))
-        left = (~narrowed.empty).nonzero().squeeze(1)
-        if len(left):
-            self._bound(replace(batch, phases=narrowed, since=torch.zeros_like(batch.since))[left], FIRST)
+        """Narrow the ranges of parts where their rows are not positive, again and again while that pays."""
+        begun = time.monotonic()
+        while len(batch) and not deadline.passed:
+            bars = self.least[batch.targets] + self.enough[batch.targets]
+            narrowed = self.contraction.narrowed(batch.targets, batch.phases, bars, deadline)
+            less = (narrowed.lower > batch.phases.lower) | (narrowed.upper < batch.phases.upper)
+            for target in batch.targets[less.any(1)].tolist():  # what was taken off is above the bar
+                self._settle(target, float(self.enough[target]))
+            batch = replace(batch, phases=narrowed)[~narrowed.empty]
+            found, still = self._searched(batch, FIRST)
+            pays = (found.margins - batch.margins > AGAIN * batch.margins.abs()) | deadline.passed
+            done = found[still & ~pays]
+            self._keep(replace(done, since=torch.zeros_like(done.since), groups=torch.full_like(done.groups, -1)), True)
+            batch = found[still & pays]
+            self.progress(self)
+        self._keep(batch, True)
+        self._contracting += time.monotonic() - begun
 
     def _cut(self, batch: _Batch) -> Tensor:
         """Cut every part at the most promising hinge and bound both halves; the corners (B, n) of their minima."""
@@ -362,10 +393,14 @@ class PhaseSearch:
         return found.slope.sign().neg()
 
     def _bound(self, batch: _Batch, iterations: int) -> None:
-        """Bound parts; what is proved in float64 is settled, the rest is queued with its estimated margin."""
+        found, still = self._searched(batch, iterations)
+        self._keep(found[still], iterations == FIRST)
+
+    def _searched(self, batch: _Batch, iterations: int) -> tuple[_Batch, Tensor]:
+        """With estimated margins, and those (B,) that are still open; what is proved in float64 is settled."""
         self.bounded += len(batch)
         least, enough = self.least[batch.targets], self.enough[batch.targets]
-        estimates, phases = self._searched(batch, (least + enough).float(), iterations)
+        estimates, phases = self._estimates(batch, (least + enough).float(), iterations)
         margins = estimates.double() - least
         near = (margins > 0.5 * enough).nonzero().squeeze(1)
         if len(near):
@@ -377,23 +412,27 @@ class PhaseSearch:
         proved[near] = margins[near] > 0.0
         for target, margin in zip(batch.targets[proved].tolist(), margins[proved].tolist(), strict=True):
             self._settle(target, margin)
-        margins = torch.fmax(margins.clamp(max=0.0), batch.margins)
-        again = (batch.since == 0) & (margins - batch.margins > AGAIN * batch.margins.abs())
-        since = torch.where(again, CONTRACTED, batch.since)
-        for b in (~proved).nonzero().squeeze(1).tolist():
-            part, number = phases[torch.tensor([b])], next(self._count)
-            entry = _Part(float(margins[b]), number, int(batch.targets[b]), part, int(batch.cuts[b]), int(since[b]))
-            self._add(entry, iterations == FIRST and not bool((part.signs == 0).any()))
+        return replace(batch, phases=phases, margins=torch.fmax(margins.clamp(max=0.0), batch.margins)), ~proved
+
+    def _keep(self, batch: _Batch, searched: bool) -> None:
+        """Queue open parts, those that are due for a contraction as the first of their groups."""
+        for b in range(len(batch)):
+            one, since, number = batch[torch.tensor([b])], int(batch.since[b]), next(self._count)
+            group = number if since == CONTRACTED else int(batch.groups[b])
+            order = self._cut_in[group].bit_length()
+            margin, share = float(batch.margins[b]), float(batch.shares[b])
+            part = _Part(order, margin, number, int(batch.targets[b]), one.phases, share, since, group)
+            self._add(part, searched and not bool((one.phases.signs == 0).any()))
 
     def _settle(self, target: int, margin: float) -> None:
         disjunct = self.targets[target].disjunct
         self.settled[disjunct] = min(float(self.settled[disjunct]), margin)
 
-    def _searched(self, batch: _Batch, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
+    def _estimates(self, batch: _Batch, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
         """Estimated bounds with the slopes and multipliers found, those of deep parts searched for longer."""
         targets = batch.targets
         estimates, phases = self.ascent.ascend(targets, batch.phases, enough, iterations)
-        deep = ((estimates <= enough) & (batch.cuts >= DEEP)).nonzero().squeeze(1)
+        deep = ((estimates <= enough) & (batch.shares <= 0.5**DEEP)).nonzero().squeeze(1)
         self._waited += 1
         if len(deep) and (self._climbed > PAYS or self._waited >= RETRY):
             longer, found = self.ascent.climb(targets[deep], phases[deep], enough[deep], CLIMB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -278,13 +279,28 @@ def asking(model: LoadedModel, query: Query) -> tuple[Checker, Falsifier]:
     return checker, Falsifier(model.graph, query, prop, lambda at: at.new_full((1,), torch.nan))
 
 
-@pytest.mark.parametrize(("seed", "plain"), [*((seed, 1.0) for seed in range(6)), (0, 0.0), (1, 0.0)])
-def test_what_a_search_leaves_open_is_all_there_is(seed: int, plain: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in between: every point of the box below the threshold lies within what is said to be open.
+def on_parts(search: PhaseSearch, values: list[Tensor]) -> Tensor:
+    """Whether points with these values (N, ...) of the nodes lie on any open part."""
+    sites = search.ascent.network.hinges.sites
+    z = [values[search.graph.nodes[site.node].inputs[0]].flatten(1)[:, site.entries] for site in sites]
+    z, found = torch.cat(z, 1), torch.zeros(len(values[0]), dtype=torch.bool)
+    for part in (*search._queue, *search._stuck):
+        found |= ((z >= part.phases.lower - 1e-9) & (z <= part.phases.upper + 1e-9)).all(1)
+    return found
 
-    With cuts alone, and with contractions from the start.
+
+@pytest.mark.parametrize(
+    ("seed", "cuts", "parts"),
+    [*((seed, math.inf, 150) for seed in range(6)), (0, 0.0, 60), (1, 0.0, 60), (1, 0.0, 150)],
+)
+def test_what_a_search_leaves_open_is_all_there_is(
+    seed: int, cuts: float, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in between: every point of the box below the threshold lies on an open part, and within the remainder.
+
+    With cuts alone, and with contractions whenever there is a group.
     """
-    monkeypatch.setattr("curvverify.verification.phases.PLAIN", plain)
+    monkeypatch.setattr("curvverify.verification.phases.CUTS", cuts)
     model = load(small_network(6 * seed, 20), shapes=(1, 20))
     box = box_around((1, 20), 0.6, seed)
     box = type(box)(box.lower.float().double(), box.upper.float().double())
@@ -295,13 +311,15 @@ def test_what_a_search_leaves_open_is_all_there_is(seed: int, plain: float, monk
     with torch.no_grad():
         root = checker.linear(Subproblems.of(checker.property), Effort(1), 1)
         deadline = Deadline.after(60.0)
-        search = PhaseSearch(checker, falsifier, root, 8.0, 4, lambda s: deadline.cancel() if s.bounded > 150 else None)
+        search = PhaseSearch(
+            checker, falsifier, root, 8.0, 4, lambda s: deadline.cancel() if s.bounded > parts else None
+        )
         assert search.possible
         search.run(deadline)
         left = search.remainder()
         values = model.graph.values(x[y < threshold - 1e-9])
     assert left
-    assert search.open > (1 if plain == 0.0 else 10)
+    assert search.open > (1 if cuts == 0.0 else 10)
     inside = torch.zeros(len(values[0]), dtype=torch.bool)
     for rest in left:
         assert bool(rest.open.any())
@@ -313,9 +331,43 @@ def test_what_a_search_leaves_open_is_all_there_is(seed: int, plain: float, monk
         inside |= here
     assert len(inside) > 20
     assert bool(inside.all())
+    assert bool(on_parts(search, values).all())
 
 
-def test_a_restart_loses_no_disjunct() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_hulls_lose_no_point(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again and again: hulls of groups, what contractions leave of them, and their halves hold every point below."""
+    monkeypatch.setattr("curvverify.verification.phases.AGAIN", 0.5)
+    model = load(small_network(6 * seed, 16), shapes=(1, 16))
+    box = box_around((1, 16), 0.6, seed)
+    box = type(box)(box.lower.float().double(), box.upper.float().double())
+    x = points(box, 4000, seed)
+    y = model.graph(x).flatten()
+    threshold = float(y.quantile(0.05))
+    checker, falsifier = asking(model, asked(box, threshold))
+    with torch.no_grad():
+        values = model.graph.values(x[y < threshold - 1e-9])
+        root, never = checker.linear(Subproblems.of(checker.property), Effort(1), 1), Deadline.never()
+        search = PhaseSearch(checker, falsifier, root, 8.0, 4)
+        assert search.possible
+        search._attack_at = math.inf
+        search._begin()
+        contracted = 0
+        for _ in range(12):
+            for _ in range(4):
+                search._advance(never)
+            held = search._hulls([group for group, count in search._open_in.items() if count and group >= 0][:2])
+            if len(held):
+                search._contract(held, never)
+            contracted += len(held)
+            assert bool(on_parts(search, values).all())
+            assert sum(search._open_in.values()) == search.open
+            assert search.share == pytest.approx(sum(part.share for part in (*search._queue, *search._stuck)))
+    assert contracted > 5
+    assert len(values[0]) > 50
+
+
+def test_hulls_lose_no_disjunct() -> None:
     """Neither one that is cut nor one whose whole box has no hinge left to cut."""
     model = load(small_network(0, 20), shapes=(1, 20))
     box = box_around((1, 20), 0.6, 0)
@@ -329,8 +381,9 @@ def test_a_restart_loses_no_disjunct() -> None:
             search._begin()
             whole = search._pop()
             search._add(whole, stuck)
-            search._roots = search._queue.copy(), search._stuck.copy()
-            search._restart()
+            hulls = search._hulls([whole.group])
+            assert search.open == 0
+            search._keep(hulls, searched=True)
             assert search.open == 1
             assert bool(search.outcome()[1].any())
             assert search.share == 1.0
@@ -451,25 +504,25 @@ OPTIONS = Options(timeout=60.0, attack_rounds=1, threads=1, branch_inputs=0, cou
 
 
 @pytest.mark.parametrize(
-    ("seed", "patience", "plain"),
+    ("seed", "patience", "cuts"),
     [
-        *((k, 1.0, 0.3) for k in (0, 5, 6, 11, 17, 29)),
-        *((k, 1.0, 0.0) for k in (0, 5, 17)),
-        *((k, 0.01, 0.3) for k in (0, 6, 11)),
+        *((k, 1.0, 2.0) for k in (0, 5, 6, 11, 17, 29)),
+        *((k, 4.0, 0.0) for k in (0, 5, 17)),
+        *((k, 0.01, 2.0) for k in (0, 6, 11)),
     ],
 )
-def test_phases_decide(seed: int, patience: float, plain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phases_decide(seed: int, patience: float, cuts: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two free inputs among four: a grid knows the minimum; both sides of it are decided, and rightly.
 
-    Without patience most searches give up, and what they leave open is split along directions; with no time for cuts
-    alone, ranges are contracted first.
+    Without patience most searches give up, and what they leave open is split along directions; with much of it, ranges
+    are contracted whenever there is a group.
     """
-    monkeypatch.setattr("curvverify.verification.phases.PLAIN", plain)
+    monkeypatch.setattr("curvverify.verification.phases.CUTS", cuts)
     monkeypatch.setattr(branch, "PATIENCE", patience)
     monkeypatch.setattr("curvverify.verification.run.PATIENCE", patience)
     monkeypatch.setattr("curvverify.verification.run.SPLIT", patience)
     monkeypatch.setattr("curvverify.verification.run.ROOT", 0.0)
-    monkeypatch.setattr("curvverify.verification.run.ALONE", 0.85 if patience == 1.0 else patience / 60.0)
+    monkeypatch.setattr("curvverify.verification.run.ALONE", 0.85 if patience >= 1.0 else patience / 60.0)
     model = load(small_network(seed, 4), shapes=(1, 4))
     box = box_around((1, 4), 0.8, seed)
     upper = box.upper.clone()
