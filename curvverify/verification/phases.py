@@ -48,8 +48,8 @@ ENOUGH = 1e-5
 EARLY = 0.05
 """Share of the time left for contracting the ranges of whole boxes before any cut."""
 
-HASTY, LONGER = 3.0, 3.0
-"""With less patience ranges are not contracted below whole boxes; with more, there is so many times as much of it."""
+HASTY = 3.0
+"""With less patience ranges are not contracted at all."""
 
 CONTRACTED, AGAIN, DUE = 3, 0.1, 8
 """Parts of one that was cut so often make up a group, whose hull is contracted where cuts do not close it, and again
@@ -190,13 +190,12 @@ class PhaseSearch:
         """Cut until nothing is open, a witness is found or time or memory is up.
 
         What cuts do not close is contracted in between, if there is patience.  It gives up where so many seconds of CPU
-        time have not been enough to halve what is open.
+        time have not been enough to halve the share that is open.
         """
         self._attack_at = time.monotonic() + BETWEEN
         self._begin()
         contracts = patience >= HASTY
         if contracts:
-            patience *= LONGER
             whole = [self._pop() for _ in range(len(self._queue))]
             if whole:
                 self._contract(_Batch.of(whole), deadline.sooner(EARLY * deadline.remaining))
