@@ -45,8 +45,9 @@ SECONDS = (0.4, 2.0)
 ENOUGH = 1e-5
 """Relative to the size of what was to be gained: how far above 0 float32 estimates end a search."""
 
-EARLY = 0.05
-"""Share of the time left for contracting the ranges of whole boxes before any cut."""
+EARLY, WHILE = 0.05, 0.2
+"""Share of the time left for contracting the ranges of whole boxes before any cut, and for doing so again if that was
+enough for a first time."""
 
 HASTY = 3.0
 """With less patience ranges are not contracted at all."""
@@ -55,8 +56,8 @@ CONTRACTED, AGAIN, DUE = 3, 0.1, 8
 """Parts of one that was cut so often make up a group, whose hull is contracted where cuts do not close it, and again
 while this share of what was missing is gained; so many hulls at once."""
 
-CUTS = 2.0
-"""Seconds of cuts for every second of contractions."""
+CUTS, GROWS = 2.0, 0.33
+"""Seconds of cuts for every second of contractions, and open parts for every cut in a group that cuts do not close."""
 
 ALIKE = 6
 """Phases that all open parts of a disjunct have in common, at least, for a box of their own."""
@@ -162,7 +163,8 @@ class PhaseSearch:
     """How many parts of every group are open, and how many have been cut."""
     _cutting: float = 0.0
     _contracting: float = 0.0
-    """Seconds that cuts and contractions have taken."""
+    _contracted: int = 0
+    """Seconds that cuts have taken, and contractions of so many parts."""
     _count: itertools.count[int] = field(default_factory=itertools.count)
     _size: int = 8
     _climbed: float = 1.0
@@ -198,7 +200,8 @@ class PhaseSearch:
         if contracts:
             whole = [self._pop() for _ in range(len(self._queue))]
             if whole:
-                self._contract(_Batch.of(whole), deadline.sooner(EARLY * deadline.remaining))
+                early, later = (deadline.sooner(share * deadline.remaining) for share in (EARLY, WHILE))
+                self._contract(_Batch.of(whole), early, later)
         turn, share = time.process_time(), self.share
         while self._queue and not self._over(deadline):
             if time.process_time() - turn > patience:
@@ -235,11 +238,13 @@ class PhaseSearch:
 
     @property
     def _due(self) -> list[int]:
-        """Groups whose turn it is to be contracted: those that have been cut most."""
+        """Groups whose turn it is to be contracted: of those that cuts do not close, the ones that were cut most."""
         if self._cutting < CUTS * self._contracting:
             return []
-        cut = [group for group, open_parts in self._open_in.items() if open_parts > 0 and self._cut_in[group] > 0]
-        return heapq.nlargest(DUE, cut, key=lambda group: self._cut_in[group])
+        cut = [group for group, parts in self._open_in.items() if parts > GROWS * self._cut_in[group] > 0]
+        due = heapq.nlargest(DUE, cut, key=lambda group: self._cut_in[group])
+        each = self._contracting / max(1, self._contracted)
+        return due if self._cutting >= CUTS * (self._contracting + len(due) * each) else []
 
     def _hulls(self, groups: list[int]) -> _Batch:
         """What is open of the groups, taken out of the queue, as one part of each."""
@@ -359,9 +364,13 @@ class PhaseSearch:
         batch = _Batch(torch.arange(len(index)), whole, -torch.inf * share, share, since, torch.full_like(index, -1))
         self._bound(batch, FIRST)
 
-    def _contract(self, batch: _Batch, deadline: Deadline) -> None:
-        """Narrow the ranges of parts where their rows are not positive, again and again while that pays."""
+    def _contract(self, batch: _Batch, deadline: Deadline, later: Deadline | None = None) -> None:
+        """Narrow the ranges of parts where their rows are not positive, again and again while that pays.
+
+        If there was time for all of it, there may be a later deadline for doing so again.
+        """
         begun = time.monotonic()
+        self._contracted += len(batch)
         while len(batch) and not deadline.passed:
             bars = self.least[batch.targets] + self.enough[batch.targets]
             narrowed = self.contraction.narrowed(batch.targets, batch.phases, bars, deadline)
@@ -374,6 +383,8 @@ class PhaseSearch:
             done = found[still & ~pays]
             self._keep(replace(done, since=torch.zeros_like(done.since), groups=torch.full_like(done.groups, -1)), True)
             batch = found[still & pays]
+            if not deadline.passed:
+                deadline = later or deadline
             self.progress(self)
         self._keep(batch, True)
         self._contracting += time.monotonic() - begun
