@@ -7,23 +7,21 @@ this search, which closes them or gives up: what it has closed by then need not 
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from curvverify.bounding.contraction import Contraction
-from curvverify.bounding.phases import Ascent, Phases, concatenated, decided_lower
+from curvverify.bounding.phases import Ascent, Phases, decided_lower
 from curvverify.bounding.reduced import bends, reduced_network, reducible, unstable_hinges
-from curvverify.types import Columns, Deadline, Interval
+from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
+from curvverify.verification.parts import PartQueue, Parts
 from curvverify.verification.result import Witness
 from curvverify.verification.state import Subproblems
 
@@ -52,9 +50,9 @@ enough for a first time."""
 HASTY = 3.0
 """With less patience ranges are not contracted at all."""
 
-CONTRACTED, AGAIN, DUE = 3, 0.1, 8
-"""Parts of one that was cut so often make up a group, whose hull is contracted where cuts do not close it, and again
-while this share of what was missing is gained; so many hulls at once."""
+AGAIN, DUE = 0.1, 8
+"""Hulls of groups that cuts do not close are contracted, and again while this share of what was missing is gained; so
+many at once."""
 
 CUTS, GROWS = 2.0, 0.33
 """Seconds of cuts for every second of contractions, and open parts for every cut in a group that cuts do not close."""
@@ -72,61 +70,6 @@ class _Target:
     least: float
     margin: float
     """Proved on the whole box."""
-
-
-@dataclass(frozen=True, order=True)
-class _Part:
-    """A part of the box in the queue: those of small groups first, and most open ones of those."""
-
-    order: int
-    margin: float
-    number: int
-    target: int = field(compare=False)
-    phases: Phases = field(compare=False)
-    share: float = field(compare=False)
-    """Of the box: 1 / 2 to the number of cuts."""
-    since: int = field(compare=False)
-    """Cuts since its ranges were last contracted."""
-    group: int = field(compare=False)
-    """Of the parts of one part, which had been cut `CONTRACTED` times; -1: none yet."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch(Columns):
-    """B parts that are treated together: the columns of `_Part`."""
-
-    targets: Tensor
-    phases: Phases
-    margins: Tensor
-    shares: Tensor
-    since: Tensor
-    groups: Tensor
-
-    @classmethod
-    def of(cls, parts: list[_Part]) -> _Batch:
-        phases = concatenated([p.phases for p in parts])
-        margins, shares = torch.tensor([(p.margin, p.share) for p in parts], dtype=torch.float64).T
-        targets, since, groups = torch.tensor([(p.target, p.since, p.group) for p in parts]).T
-        return cls(targets, phases, margins, shares, since, groups)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def halves(self, entries: Tensor) -> _Batch:
-        """Both halves of every part, for the hinges (B,) that are cut."""
-        twice = self[torch.arange(len(self)).repeat_interleave(2)]
-        phases = self.phases.halves(entries)
-        return replace(twice, phases=phases, shares=0.5 * twice.shares, since=twice.since + 1)
-
-
-def _hull(parts: list[_Part]) -> _Part:
-    """A part that holds all of these, which are of one group."""
-    most = min(parts, key=lambda part: part.margin)
-    lower, upper = most.phases.lower, most.phases.upper
-    for part in parts:
-        lower, upper = torch.minimum(lower, part.phases.lower), torch.maximum(upper, part.phases.upper)
-    phases = replace(most.phases, lower=lower, upper=upper)
-    return replace(most, phases=phases, share=math.fsum(part.share for part in parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,17 +98,10 @@ class PhaseSearch:
     """Called after every batch of parts."""
     bounded: int = 0
     witness: Witness | None = None
-    _queue: list[_Part] = field(default_factory=list)
-    _stuck: list[_Part] = field(default_factory=list)
-    """Parts whose phases are all fixed, and that a long ascent has not proved."""
-    _open_in: Counter[int] = field(default_factory=Counter)
-    _cut_in: Counter[int] = field(default_factory=Counter)
-    """How many parts of every group are open, and how many have been cut."""
     _cutting: float = 0.0
     _contracting: float = 0.0
     _contracted: int = 0
     """Seconds that cuts have taken, and contractions of so many parts."""
-    _count: itertools.count[int] = field(default_factory=itertools.count)
     _size: int = 8
     _climbed: float = 1.0
     """Running mean of the share of parts that long steps close."""
@@ -197,42 +133,39 @@ class PhaseSearch:
         self._attack_at = time.monotonic() + BETWEEN
         self._begin()
         contracts = patience >= HASTY
-        if contracts:
-            whole = [self._pop() for _ in range(len(self._queue))]
-            if whole:
-                early, later = (deadline.sooner(share * deadline.remaining) for share in (EARLY, WHILE))
-                self._contract(_Batch.of(whole), early, later)
-        turn, share = time.process_time(), self.share
-        while self._queue and not self._over(deadline):
+        if contracts and self.queue.free:
+            early, later = (deadline.sooner(share * deadline.remaining) for share in (EARLY, WHILE))
+            self._contract(self.queue.pop(self.queue.free), early, later)
+        turn, share = time.process_time(), self.queue.share
+        while self.queue.free and not self._over(deadline):
             if time.process_time() - turn > patience:
-                if self.share > 0.5 * share:
+                if self.queue.share > 0.5 * share:
                     break
-                turn, share = time.process_time(), self.share
+                turn, share = time.process_time(), self.queue.share
             due = self._due if contracts else []
             if due:
-                found, still = self._searched(self._hulls(due), FIRST)
+                found, still = self._searched(self.queue.hulls(due), FIRST)
                 self._contract(found[still], deadline)
             else:
                 self._advance(deadline)
 
     def _over(self, deadline: Deadline) -> bool:
-        full = 16.0 * len(self._queue) * self.ascent.network.hinges.count > 0.5 * self.memory * 2**30
+        full = 16.0 * len(self.queue) * self.ascent.network.hinges.count > 0.5 * self.memory * 2**30
         return deadline.passed or self.witness is not None or full
 
     def _advance(self, deadline: Deadline) -> None:
         """Cut a batch of parts."""
         begun = time.monotonic()
-        parts = [self._pop() for _ in range(min(self._size, len(self._queue)))]
-        corners = self._cut(_Batch.of(parts))
+        batch = self.queue.pop(self._size)
+        corners = self._cut(batch)
         now = time.monotonic()
         self._cutting += now - begun
-        self._cut_in.update(part.group for part in parts if part.group >= 0)
         if now - begun < SECONDS[0]:
             self._size = min(2 * self._size, self.batch)
         elif now - begun > SECONDS[1]:
             self._size = max(1, self._size // 2)
         if now > self._attack_at:
-            self._attack(parts, corners, deadline)
+            self._attack(batch, corners, deadline)
             self._attack_at = time.monotonic() + max(BETWEEN, (time.monotonic() - now) / ATTACKS)
         self.progress(self)
 
@@ -241,39 +174,14 @@ class PhaseSearch:
         """Groups whose turn it is to be contracted: of those that cuts do not close, the ones that were cut most."""
         if self._cutting < CUTS * self._contracting:
             return []
-        cut = [group for group, parts in self._open_in.items() if parts > GROWS * self._cut_in[group] > 0]
-        due = heapq.nlargest(DUE, cut, key=lambda group: self._cut_in[group])
+        due = self.queue.growing(DUE, GROWS)
         each = self._contracting / max(1, self._contracted)
         return due if self._cutting >= CUTS * (self._contracting + len(due) * each) else []
-
-    def _hulls(self, groups: list[int]) -> _Batch:
-        """What is open of the groups, taken out of the queue, as one part of each."""
-        parts: dict[int, list[_Part]] = {group: [] for group in groups}
-        for part in (*self._queue, *self._stuck):
-            if part.group in parts:
-                parts[part.group].append(part)
-                self._forget(part)
-        self._queue = [part for part in self._queue if part.group not in parts]
-        self._stuck = [part for part in self._stuck if part.group not in parts]
-        heapq.heapify(self._queue)
-        batch = _Batch.of([_hull(held) for held in parts.values()])
-        unknown, since = torch.full_like(batch.margins, -torch.inf), torch.full_like(batch.since, CONTRACTED)
-        return replace(batch, margins=unknown, since=since)
-
-    @property
-    def open(self) -> int:
-        """Number of open parts."""
-        return len(self._queue) + len(self._stuck)
-
-    @property
-    def share(self) -> float:
-        """Mean over the disjuncts of the shares of the box that are open: 1 / 2 to the number of cuts each."""
-        return sum(self._shares) / len(self._shares)
 
     def outcome(self) -> tuple[Tensor, Tensor]:
         """(D,) each: the smallest proved margins over all parts, and the disjuncts that are open on some part."""
         margins, still = self.settled.clone(), torch.zeros_like(self.problems.open[0])
-        for target in {part.target for part in (*self._queue, *self._stuck)}:
+        for target in {part.target for part in self.queue}:
             disjunct = self.targets[target].disjunct
             margins[disjunct] = min(float(margins[disjunct]), self.targets[target].margin)
             still[disjunct] = True
@@ -286,7 +194,7 @@ class PhaseSearch:
         """
         common: dict[int, Phases] = {}
         shares = [0.0] * len(self.targets)
-        for part in (*self._queue, *self._stuck):
+        for part in self.queue:
             shares[part.target] += part.share
             held = common.get(part.target, part.phases)
             lower = torch.minimum(held.lower, part.phases.lower)
@@ -315,24 +223,6 @@ class PhaseSearch:
             found[i] = x.intersect(Interval(*ends))
         return found
 
-    def _pop(self) -> _Part:
-        """The most open part."""
-        part = heapq.heappop(self._queue)
-        self._forget(part)
-        return part
-
-    def _forget(self, part: _Part) -> None:
-        self._open_in[part.group] -= 1
-        self._shares[part.target] = max(0.0, self._shares[part.target] - part.share)
-
-    def _add(self, part: _Part, stuck: bool) -> None:
-        self._open_in[part.group] += 1
-        self._shares[part.target] += part.share
-        if stuck:
-            self._stuck.append(part)
-        else:
-            heapq.heappush(self._queue, part)
-
     @property
     def _room(self) -> float:
         """Bytes for the network's matrices, and as many for slopes that are kept."""
@@ -349,7 +239,7 @@ class PhaseSearch:
             slack = float(prop.coefficient_slack(row, output, box)[0, 0])
             least = float(prop.thresholds[problems.group[0], d, k]) + 1.0000001 * slack
             self.targets.append(_Target(d, int(row[0]), least, float(margins[d, k])))
-        self._shares = [0.0] * len(self.targets)
+        self.queue = PartQueue(len(self.targets))
         index = torch.tensor([t.row for t in self.targets])
         self.rows = prop.select_rows(index, self.graph.output_shape, self.graph.input_shape)
         shift = None if self.rows.input is None else self.rows.input[0]
@@ -360,11 +250,9 @@ class PhaseSearch:
         self.least = torch.tensor([t.least for t in self.targets], dtype=torch.float64)
         self.enough = torch.tensor([ENOUGH * abs(t.margin) for t in self.targets], dtype=torch.float64)
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
-        share, since = torch.ones(len(index), dtype=torch.float64), torch.full_like(index, CONTRACTED)
-        batch = _Batch(torch.arange(len(index)), whole, -torch.inf * share, share, since, torch.full_like(index, -1))
-        self._bound(batch, FIRST)
+        self._bound(Parts.whole(whole), FIRST)
 
-    def _contract(self, batch: _Batch, deadline: Deadline, later: Deadline | None = None) -> None:
+    def _contract(self, batch: Parts, deadline: Deadline, later: Deadline | None = None) -> None:
         """Narrow the ranges of parts where their rows are not positive, again and again while that pays.
 
         If there was time for all of it, there may be a later deadline for doing so again.
@@ -380,16 +268,15 @@ class PhaseSearch:
             batch = replace(batch, phases=narrowed)[~narrowed.empty]
             found, still = self._searched(batch, FIRST)
             pays = (found.margins - batch.margins > AGAIN * batch.margins.abs()) | deadline.passed
-            done = found[still & ~pays]
-            self._keep(replace(done, since=torch.zeros_like(done.since), groups=torch.full_like(done.groups, -1)), True)
+            self.queue.add(found[still & ~pays].contracted(), searched=True)
             batch = found[still & pays]
             if not deadline.passed:
                 deadline = later or deadline
             self.progress(self)
-        self._keep(batch, True)
+        self.queue.add(batch, searched=True)
         self._contracting += time.monotonic() - begun
 
-    def _cut(self, batch: _Batch) -> Tensor:
+    def _cut(self, batch: Parts) -> Tensor:
         """Cut every part at the most promising hinge and bound both halves; the corners (B, n) of their minima."""
         found = self.ascent.backward(batch.targets, batch.phases)
         z = self.ascent.forward(found)
@@ -402,11 +289,11 @@ class PhaseSearch:
             self._bound(batch[~free], FIRST)
         return found.slope.sign().neg()
 
-    def _bound(self, batch: _Batch, iterations: int) -> None:
+    def _bound(self, batch: Parts, iterations: int) -> None:
         found, still = self._searched(batch, iterations)
-        self._keep(found[still], iterations == FIRST)
+        self.queue.add(found[still], searched=iterations == FIRST)
 
-    def _searched(self, batch: _Batch, iterations: int) -> tuple[_Batch, Tensor]:
+    def _searched(self, batch: Parts, iterations: int) -> tuple[Parts, Tensor]:
         """With estimated margins, and those (B,) that are still open; what is proved in float64 is settled."""
         self.bounded += len(batch)
         least, enough = self.least[batch.targets], self.enough[batch.targets]
@@ -424,21 +311,11 @@ class PhaseSearch:
             self._settle(target, margin)
         return replace(batch, phases=phases, margins=torch.fmax(margins.clamp(max=0.0), batch.margins)), ~proved
 
-    def _keep(self, batch: _Batch, searched: bool) -> None:
-        """Queue open parts, those that are due for a contraction as the first of their groups."""
-        for b in range(len(batch)):
-            one, since, number = batch[torch.tensor([b])], int(batch.since[b]), next(self._count)
-            group = number if since == CONTRACTED else int(batch.groups[b])
-            order = self._cut_in[group].bit_length()
-            margin, share = float(batch.margins[b]), float(batch.shares[b])
-            part = _Part(order, margin, number, int(batch.targets[b]), one.phases, share, since, group)
-            self._add(part, searched and not bool((one.phases.signs == 0).any()))
-
     def _settle(self, target: int, margin: float) -> None:
         disjunct = self.targets[target].disjunct
         self.settled[disjunct] = min(float(self.settled[disjunct]), margin)
 
-    def _estimates(self, batch: _Batch, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
+    def _estimates(self, batch: Parts, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
         """Estimated bounds with the slopes and multipliers found, those of deep parts searched for longer."""
         targets = batch.targets
         estimates, phases = self.ascent.ascend(targets, batch.phases, enough, iterations)
@@ -454,14 +331,14 @@ class PhaseSearch:
             phases.turns[place], phases.multipliers[place] = found.turns[better], found.multipliers[better]
         return estimates, phases
 
-    def _attack(self, parts: list[_Part], corners: Tensor, deadline: Deadline) -> None:
+    def _attack(self, batch: Parts, corners: Tensor, deadline: Deadline) -> None:
         """Descend from the corners at which the relaxed rows of some parts take their minima."""
         box = self.problems.box[0]
         inputs = self.root.relaxation.box.width[0].flatten() > 0
         starts = box.centre.expand(len(corners), -1).clone()
         starts[:, inputs] += corners[:, : int(inputs.sum())].double() * (0.5 * box.width[inputs])
-        disjuncts = torch.tensor([self.targets[p.target].disjunct for p in parts])
-        group = self.problems.group.expand(len(parts))
+        disjuncts = torch.tensor([self.targets[target].disjunct for target in batch.targets.tolist()])
+        group = self.problems.group.expand(len(batch))
         some = slice(0, 32)
         self.witness = self.falsifier.descend(group[some], disjuncts[some], starts[some].unsqueeze(1), deadline)
 

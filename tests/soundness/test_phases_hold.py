@@ -284,7 +284,7 @@ def on_parts(search: PhaseSearch, values: list[Tensor]) -> Tensor:
     sites = search.ascent.network.hinges.sites
     z = [values[search.graph.nodes[site.node].inputs[0]].flatten(1)[:, site.entries] for site in sites]
     z, found = torch.cat(z, 1), torch.zeros(len(values[0]), dtype=torch.bool)
-    for part in (*search._queue, *search._stuck):
+    for part in search.queue:
         found |= ((z >= part.phases.lower - 1e-9) & (z <= part.phases.upper + 1e-9)).all(1)
     return found
 
@@ -319,7 +319,7 @@ def test_what_a_search_leaves_open_is_all_there_is(
         left = search.remainder()
         values = model.graph.values(x[y < threshold - 1e-9])
     assert left
-    assert search.open > (1 if cuts == 0.0 else 10)
+    assert len(search.queue) > (1 if cuts == 0.0 else 10)
     inside = torch.zeros(len(values[0]), dtype=torch.bool)
     for rest in left:
         assert bool(rest.open.any())
@@ -356,13 +356,12 @@ def test_hulls_lose_no_point(seed: int, monkeypatch: pytest.MonkeyPatch) -> None
         for _ in range(12):
             for _ in range(4):
                 search._advance(never)
-            held = search._hulls([group for group, count in search._open_in.items() if count and group >= 0][:2])
-            if len(held):
-                search._contract(held, never)
-            contracted += len(held)
+            groups = sorted({part.group for part in search.queue} - {-1})[:2]
+            if groups:
+                search._contract(search.queue.hulls(groups), never)
+            contracted += len(groups)
             assert bool(on_parts(search, values).all())
-            assert sum(search._open_in.values()) == search.open
-            assert search.share == pytest.approx(sum(part.share for part in (*search._queue, *search._stuck)))
+            assert search.queue.share == pytest.approx(sum(part.share for part in search.queue))
     assert contracted > 5
     assert len(values[0]) > 50
 
@@ -379,14 +378,17 @@ def test_hulls_lose_no_disjunct() -> None:
         for stuck in (False, True):
             search = PhaseSearch(checker, falsifier, root, 8.0, 4)
             search._begin()
-            whole = search._pop()
-            search._add(whole, stuck)
-            hulls = search._hulls([whole.group])
-            assert search.open == 0
-            search._keep(hulls, searched=True)
-            assert search.open == 1
+            whole = search.queue.pop(1)
+            if stuck:
+                whole = replace(whole, phases=whole.phases.fixed(torch.ones_like(whole.phases.lower)))
+            search.queue.add(whole, searched=True)
+            assert search.queue.free == (0 if stuck else 1)
+            hulls = search.queue.hulls([part.group for part in search.queue])
+            assert len(search.queue) == 0
+            search.queue.add(hulls, searched=True)
+            assert len(search.queue) == 1
             assert bool(search.outcome()[1].any())
-            assert search.share == 1.0
+            assert search.queue.share == 1.0
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
