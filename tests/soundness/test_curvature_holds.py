@@ -29,7 +29,7 @@ from tests.soundness.curvature_series import directional, with_rows
 from tests.soundness.operators import SAMPLES
 from tests.soundness.random_graphs import residual_mlp
 
-GRAPHS = 29
+GRAPHS = 12
 """Of every family."""
 
 QUICK = Effort(points=40, directions=8, starts=2, steps=4)
