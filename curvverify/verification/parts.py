@@ -152,7 +152,7 @@ class PartQueue:
         self._heap = [part for part in self._heap if part.group not in parts]
         self._stuck = [part for part in self._stuck if part.group not in parts]
         heapq.heapify(self._heap)
-        batch = Parts.of([_hull(held) for held in parts.values()])
+        batch = Parts.of([hull(held) for held in parts.values()])
         unknown, since = torch.full_like(batch.margins, -torch.inf), torch.full_like(batch.since, GROUPED)
         return replace(batch, margins=unknown, since=since)
 
@@ -161,7 +161,7 @@ class PartQueue:
         self._shares[part.target] = max(0.0, self._shares[part.target] - part.share)
 
 
-def _hull(parts: list[OpenPart]) -> OpenPart:
+def hull(parts: list[OpenPart]) -> OpenPart:
     """A part that holds all of these, with the slopes of the most open one."""
     most = min(parts, key=lambda part: part.margin)
     lower, upper = most.phases.lower, most.phases.upper

@@ -21,7 +21,7 @@ from curvverify.bounding.reduced import bends, reduced_network, reducible, unsta
 from curvverify.types import Deadline, Interval
 from curvverify.verification.checker import Checked, Checker
 from curvverify.verification.falsify import Falsifier
-from curvverify.verification.parts import PartQueue, Parts
+from curvverify.verification.parts import OpenPart, PartQueue, Parts, hull
 from curvverify.verification.result import Witness
 from curvverify.verification.state import Subproblems
 
@@ -192,23 +192,19 @@ class PhaseSearch:
 
         Disjuncts of which only parts with so many phases in common are open have a box of their own.
         """
-        common: dict[int, Phases] = {}
-        shares = [0.0] * len(self.targets)
+        parts: dict[int, list[OpenPart]] = {}
         for part in self.queue:
-            shares[part.target] += part.share
-            held = common.get(part.target, part.phases)
-            lower = torch.minimum(held.lower, part.phases.lower)
-            common[part.target] = replace(held, lower=lower, upper=torch.maximum(held.upper, part.phases.upper))
+            parts.setdefault(part.target, []).append(part)
         found, whole = list[Remainder](), torch.zeros_like(self.problems.open[0])
         before = Phases.whole(self.ascent.network.hinges).signs.count_nonzero()
-        for target, held in common.items():
-            disjunct, fixed = self.targets[target].disjunct, int(held.signs.count_nonzero() - before)
+        for held in map(hull, parts.values()):
+            disjunct, fixed = self.targets[held.target].disjunct, int(held.phases.signs.count_nonzero() - before)
             if fixed < alike:
                 whole[disjunct] = True
             else:
                 alone = torch.zeros_like(whole)
                 alone[disjunct] = True
-                found.append(Remainder(alone, self._bounds(held), shares[target]))
+                found.append(Remainder(alone, self._bounds(held.phases), held.share))
         return [*([Remainder(whole, {}, 1.0)] if bool(whole.any()) else []), *found]
 
     def _bounds(self, phases: Phases) -> dict[int, Interval]:

@@ -279,6 +279,17 @@ def asking(model: LoadedModel, query: Query) -> tuple[Checker, Falsifier]:
     return checker, Falsifier(model.graph, query, prop, lambda at: at.new_full((1,), torch.nan))
 
 
+def low_points(seed: int, inputs: int, share: float) -> tuple[LoadedModel, Checker, Falsifier, Tensor]:
+    """A random network, whether it falls below a threshold, and the points, about this share of 4000, where it does."""
+    model = load(small_network(6 * seed, inputs), shapes=(1, inputs))
+    box = box_around((1, inputs), 0.6, seed)
+    box = type(box)(box.lower.float().double(), box.upper.float().double())
+    x = points(box, 4000, seed)
+    y = model.graph(x).flatten()
+    threshold = float(y.quantile(share))
+    return model, *asking(model, asked(box, threshold)), x[y < threshold - 1e-9]
+
+
 def on_parts(search: PhaseSearch, values: list[Tensor]) -> Tensor:
     """Whether points with these values (N, ...) of the nodes lie on any open part."""
     sites = search.ascent.network.hinges.sites
@@ -301,13 +312,7 @@ def test_what_a_search_leaves_open_is_all_there_is(
     With cuts alone, and with contractions whenever there is a group.
     """
     monkeypatch.setattr("curvverify.verification.phases.CUTS", cuts)
-    model = load(small_network(6 * seed, 20), shapes=(1, 20))
-    box = box_around((1, 20), 0.6, seed)
-    box = type(box)(box.lower.float().double(), box.upper.float().double())
-    x = points(box, 4000, seed)
-    y = model.graph(x).flatten()
-    threshold = float(y.quantile(0.02))
-    checker, falsifier = asking(model, asked(box, threshold))
+    model, checker, falsifier, low = low_points(seed, 20, 0.02)
     with torch.no_grad():
         root = checker.linear(Subproblems.of(checker.property), Effort(1), 1)
         deadline = Deadline.after(60.0)
@@ -317,7 +322,7 @@ def test_what_a_search_leaves_open_is_all_there_is(
         assert search.possible
         search.run(deadline)
         left = search.remainder()
-        values = model.graph.values(x[y < threshold - 1e-9])
+        values = model.graph.values(low)
     assert left
     assert len(search.queue) > (1 if cuts == 0.0 else 10)
     inside = torch.zeros(len(values[0]), dtype=torch.bool)
@@ -338,15 +343,9 @@ def test_what_a_search_leaves_open_is_all_there_is(
 def test_hulls_lose_no_point(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Again and again: hulls of groups, what contractions leave of them, and their halves hold every point below."""
     monkeypatch.setattr("curvverify.verification.phases.AGAIN", 0.5)
-    model = load(small_network(6 * seed, 16), shapes=(1, 16))
-    box = box_around((1, 16), 0.6, seed)
-    box = type(box)(box.lower.float().double(), box.upper.float().double())
-    x = points(box, 4000, seed)
-    y = model.graph(x).flatten()
-    threshold = float(y.quantile(0.05))
-    checker, falsifier = asking(model, asked(box, threshold))
+    model, checker, falsifier, low = low_points(seed, 16, 0.05)
     with torch.no_grad():
-        values = model.graph.values(x[y < threshold - 1e-9])
+        values = model.graph.values(low)
         root, never = checker.linear(Subproblems.of(checker.property), Effort(1), 1), Deadline.never()
         search = PhaseSearch(checker, falsifier, root, 8.0, 4)
         assert search.possible
