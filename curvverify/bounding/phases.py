@@ -15,7 +15,7 @@ constrained, those of INVPROP (Kotha et al., NeurIPS 2023).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -30,17 +30,23 @@ from curvverify.types import Columns
 RATE, LAST = 0.5, 0.3
 """First step of an ascent, relative to the range of a slope, and what share of it the last one is."""
 
+WARM = 0.1
+"""Steps of slopes that were found for a larger part, likewise."""
+
 MEAN, SQUARE = 0.9, 0.99
 """Weights of the past in the running means of gradients and of their squares."""
 
-OVER = 1.5
-"""Relaxation of steps that aim at a value."""
+OVER = 3.0
+"""How much further multipliers move than a linear model has to, for what their concave bound gains less."""
 
 PULL = 0.3
 """What an aim takes off at first, over its range, is the reach of the row's form divided by this."""
 
 DECIDED = 32
 """Parts that are decided at once."""
+
+LARGE, ROUGH = 2**19, 0.01
+"""Matrices so large are multiplied in bfloat16, if that moves the bounds by this share of what they miss at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,23 +149,28 @@ class Pass:
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
-    """What a search keeps of every part beside its phases: (B, 1), (B,), and (B, U)."""
-
-    scale: Tensor
-    enough: Tensor
-    moments: list[Tensor]
-    sides: Sides
-
-    def __getitem__(self, index: Tensor) -> _Place:
-        return _Place(self.scale[index], self.enough[index], [m[index] for m in self.moments], self.sides[index])
-
-
-@dataclass(frozen=True, eq=False)
 class Ascent:
     """Estimates of the bounds of rows of a reduced network on parts of its box."""
 
     network: ReducedNetwork
+
+    @classmethod
+    def quick(cls, network: ReducedNetwork, bars: Tensor) -> Ascent:
+        """For rows that are to exceed bars (R,): with coarse products where they are faster, and precise enough."""
+        fine = cls(network)
+        if network.arguments.inputs.numel() < LARGE or not _multiplies_bfloat16():
+            return fine
+        coarse = cls(network.coarse())
+        rows = torch.arange(len(bars))
+        whole = Phases.whole(network.hinges)[torch.zeros_like(rows)]
+        lower = fine.backward(rows, whole).lower
+        moved, missing = (coarse.backward(rows, whole).lower - lower).abs(), (bars - lower).abs()
+        return coarse if bool(moved.sum() <= ROUGH * missing.sum()) else fine
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the large products."""
+        return self.network.arguments.inputs.dtype
 
     def backward(self, rows: Tensor, phases: Phases, sides: Sides | None = None, aims: Aims | None = None) -> Pass:
         """The bounds of rows (B,), less what `aims` take off, on the parts, for their slopes and multipliers."""
@@ -178,79 +189,53 @@ class Ascent:
             z[:, site.place] = lines - pull[:, site.place]
             if site.place.start:
                 before = slice(0, site.place.start)
-                a[:, before] += z[:, site.place] @ forms.hinges[site.place, before]
-        slope = torch.addmm(wanted.inputs[rows], z, forms.inputs)
+                a[:, before] += _product(z[:, site.place], forms.hinges[site.place, before])
+        slope = torch.addmm(wanted.inputs[rows], z.to(forms.inputs.dtype), forms.inputs)
         constant = wanted.constant[rows] + z @ forms.constant + (a.clamp(max=0.0) * s.intercept).sum(1)
-        return Pass(constant - slope.abs().sum(1), slope, a, low, s)
+        return Pass(constant - _size(slope), slope, a, low, s)
 
     def forward(self, found: Pass) -> Tensor:
         """The hinges' arguments (B, U) where the relaxed rows take their minima."""
         forms, sides = self.network.arguments, found.sides
         below = found.coefficients > 0
         slope, shift = torch.where(below, found.low, sides.chord), torch.where(below, 0.0, sides.intercept)
-        z = torch.addmm(forms.constant, found.slope.sign(), forms.inputs.T, alpha=-1.0)
+        z = forms.constant - _product(found.slope.sign(), forms.inputs.T)
         values = torch.empty_like(z)
         for site in self.network.hinges.sites:
             here, before = site.place, slice(0, site.place.start)
             if site.place.start:
-                z[:, here] += values[:, before] @ forms.hinges[here, before].T
+                z[:, here] += _product(values[:, before], forms.hinges[here, before].T)
             values[:, here] = slope[:, here] * z[:, here] + shift[:, here]
         return z
 
-    def ascend(self, rows: Tensor, phases: Phases, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
+    def ascend(
+        self, rows: Tensor, phases: Phases, enough: Tensor, iterations: int, warm: bool = False
+    ) -> tuple[Tensor, Phases]:
         """The best bounds (B,) found for the rows, and the slopes and multipliers they belong to.
 
-        Parts whose bound exceeds `enough` (B,) are not improved any further.
-        """
-        moments = [torch.zeros_like(phases.turns) for _ in range(4)]
-
-        def step(t: int, now: Phases, found: Pass, z: Tensor, at: _Place) -> Phases:
-            return self._step(t, _rate(t, iterations), now, found, z, at.scale, at.moments)
-
-        return self._search(rows, phases, enough, iterations, step, lambda a: a.mean(1, keepdim=True), moments)
-
-    def climb(self, rows: Tensor, phases: Phases, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
-        """The same as `ascend`, with steps as long as `enough` asks for, so that multipliers grow as far as they must.
-
-        Parts that hold no point, or hardly any, have bounds that grow without limit with the multipliers, which small
-        steps find slowly; where `enough` is out of reach these steps are too long.  Source: Polyak (1969).
-        """
-
-        def step(t: int, now: Phases, found: Pass, z: Tensor, at: _Place) -> Phases:
-            return self._long_step(now, found, z, at.scale, at.enough)
-
-        return self._search(rows, phases, enough, iterations, step, lambda a: a.amax(1, keepdim=True), [])
-
-    def _search(
-        self,
-        rows: Tensor,
-        phases: Phases,
-        enough: Tensor,
-        iterations: int,
-        step: Callable[[int, Phases, Pass, Tensor, _Place], Phases],
-        scale: Callable[[Tensor], Tensor],
-        moments: list[Tensor],
-    ) -> tuple[Tensor, Phases]:
-        """The best over all iterates; a quarter of the parts, or more, drop out together once they have `enough`.
-
-        `scale` of the first |coefficients| (B, U) is what multipliers are measured by.
+        Slopes take short steps where they are `warm`, those of a larger part.  Multipliers take steps as long as
+        `enough` (B,), finite, asks for: bounds of parts that hold no point, or hardly any, grow with them without
+        limit.  Parts whose bound exceeds `enough` are not improved any further.
         """
         best = torch.full((len(phases),), -torch.inf)
         turns, multipliers = phases.turns.clone(), phases.multipliers.clone()
-        kept, now, at, sides = torch.arange(len(phases)), phases, None, Sides.of(self.network.hinges, phases)
+        moments = [torch.zeros_like(turns) for _ in range(4)]
+        kept, now, sides = torch.arange(len(phases)), phases, Sides.of(self.network.hinges, phases)
         for t in range(iterations):
-            found = self.backward(rows, now, at.sides if at else sides)
+            found = self.backward(rows, now, sides)
             better = (found.lower > best[kept]).nonzero().squeeze(1)
             place = kept[better]
             best[place], turns[place] = found.lower[better], now.turns[better]
             multipliers[place] = now.multipliers[better]
-            at = at or _Place(scale(found.coefficients.abs()), enough, moments, sides)
-            chosen = (~(found.lower > at.enough)).nonzero().squeeze(1)
+            chosen = (~(found.lower > enough)).nonzero().squeeze(1)
             if t + 1 == iterations or not len(chosen):
                 break
-            now = step(t, now, found, self.forward(found), at)
+            z = self.forward(found)
+            rate = WARM if warm else _rate(t, iterations)
+            now = _step(t, rate, now, found, z, _length(now, found, z, enough), moments)
             if len(chosen) < 0.75 * len(kept):
-                kept, rows, now, at = kept[chosen], rows[chosen], now[chosen], at[chosen]
+                kept, rows, now, enough, sides = kept[chosen], rows[chosen], now[chosen], enough[chosen], sides[chosen]
+                moments = [m[chosen] for m in moments]
         return best, replace(phases, turns=turns, multipliers=multipliers)
 
     def reach(
@@ -264,7 +249,7 @@ class Ascent:
         found, now = self.backward(rows, phases, sides), phases
         scale = found.coefficients.abs().mean(1, keepdim=True)
         width = (phases.upper - phases.lower).gather(1, aims.entries.unsqueeze(1)).squeeze(1).clamp(min=1e-12)
-        likely = torch.maximum(found.slope.abs().sum(1) / PULL, bars - found.lower).clamp(min=1e-12) / width
+        likely = torch.maximum(_size(found.slope) / PULL, bars - found.lower).clamp(min=1e-12) / width
         weights = torch.where(aims.weights > 0.0, aims.weights, likely)
         moments = [torch.zeros_like(phases.turns) for _ in range(4)]
         mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
@@ -280,30 +265,9 @@ class Ascent:
                 break
             z, rate = self.forward(found), _rate(t, iterations)
             there = aims.signs * z.gather(1, aims.entries.unsqueeze(1)).squeeze(1)
-            now = self._step(t, rate, now, found, z, scale, moments)
+            now = _step(t, rate, now, found, z, rate * scale, moments)
             weights = weights * (rate * _adam(t, far - there, mean, square)).exp()
         return best, replace(phases, turns=turns, multipliers=multipliers), replace(aims, weights=kept)
-
-    @staticmethod
-    def _long_step(now: Phases, found: Pass, z: Tensor, scale: Tensor, enough: Tensor) -> Phases:
-        """To where the supergradient, over-relaxed and without what leaves the feasible set, would reach `enough`."""
-        signs = found.sides.signs
-        turn, pull = found.coefficients.clamp(min=0.0) * z, -signs * z
-        outwards = ((now.turns <= 0.0) & (turn < 0.0)) | ((now.turns >= 1.0) & (turn > 0.0)) | (signs != 0)
-        turn = turn.masked_fill(outwards, 0.0)
-        pull = pull.masked_fill((now.multipliers <= 0.0) & (pull < 0.0), 0.0) * scale
-        size = (turn.square().sum(1) + pull.square().sum(1)).clamp(min=1e-20)
-        step = (OVER * (enough - found.lower).clamp(min=0.0) / size).unsqueeze(1)
-        moved = (now.multipliers + step * pull * scale).clamp(min=0.0) * signs.abs()
-        return replace(now, turns=(now.turns + step * turn).clamp(0.0, 1.0), multipliers=moved)
-
-    @staticmethod
-    def _step(t: int, rate: float, now: Phases, found: Pass, z: Tensor, scale: Tensor, moments: list[Tensor]) -> Phases:
-        """Step t of Adam upwards, projected."""
-        signs = found.sides.signs
-        turns = now.turns + rate * _adam(t, found.coefficients.clamp(min=0.0) * z, *moments[:2])
-        moved = now.multipliers + (rate * scale) * _adam(t, -signs * z, *moments[2:])
-        return replace(now, turns=turns.clamp(0.0, 1.0), multipliers=moved.clamp(min=0.0) * signs.abs())
 
     def gains(self, found: Pass, z: Tensor, most: Tensor) -> Tensor:
         """A score (B, U) of cutting a hinge, -1 where the phase is fixed: what both halves gain at the minimiser z.
@@ -318,8 +282,43 @@ class Ascent:
         return total.masked_fill(sides.signs != 0, -1.0)
 
 
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; versions of torch that cannot tell are taken to say no."""
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict[str, object])()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    """In the precision of the matrix, as float32."""
+    return (x.to(matrix.dtype) @ matrix).float()
+
+
+def _size(slope: Tensor) -> Tensor:
+    """How far (B,) linear forms (B, n) reach below their value at 0."""
+    return slope.abs().sum(1, dtype=torch.float32)
+
+
 def _rate(t: int, iterations: int) -> float:
     return RATE * LAST ** (t / iterations)
+
+
+def _step(t: int, rate: float, now: Phases, found: Pass, z: Tensor, length: Tensor, moments: list[Tensor]) -> Phases:
+    """Step t of Adam upwards, projected: so far at most for slopes, and (B, 1) for multipliers."""
+    signs = found.sides.signs
+    turns = now.turns + rate * _adam(t, found.coefficients.clamp(min=0.0) * z, *moments[:2])
+    moved = now.multipliers + length * _adam(t, -signs * z, *moments[2:])
+    return replace(now, turns=turns.clamp(0.0, 1.0), multipliers=moved.clamp(min=0.0) * signs.abs())
+
+
+def _length(now: Phases, found: Pass, z: Tensor, enough: Tensor) -> Tensor:
+    """How far (B, 1) multipliers move, each along its gradient, for bounds to exceed `enough` (B,).
+
+    Source: Polyak (1969), with the signs of the gradient for its direction, and over-relaxed.
+    """
+    pull = -found.sides.signs * z
+    pull = pull.masked_fill((now.multipliers <= 0.0) & (pull < 0.0), 0.0)
+    missing = (enough - found.lower).clamp(min=0.0)
+    return (OVER * missing / pull.abs().sum(1).clamp(min=1e-20)).unsqueeze(1)
 
 
 def _adam(t: int, gradient: Tensor, mean: Tensor, square: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ made of.  Everything is in float32 and nothing here decides: `phases.decided_low
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import torch
@@ -73,6 +73,13 @@ class ReducedNetwork:
     hinges: Hinges
     arguments: Forms
     rows: Forms
+
+    def coarse(self) -> ReducedNetwork:
+        """The same with bfloat16 numbers in all large products."""
+        arguments = replace(
+            self.arguments, inputs=self.arguments.inputs.bfloat16(), hinges=self.arguments.hinges.bfloat16()
+        )
+        return replace(self, arguments=arguments, rows=replace(self.rows, inputs=self.rows.inputs.bfloat16()))
 
 
 def reducible(relaxation: Relaxation, node: int) -> bool:

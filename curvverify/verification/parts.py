@@ -134,10 +134,13 @@ class PartQueue:
         self._cut_in.update(part.group for part in parts if part.group >= 0)
         return Parts.of(parts)
 
-    def growing(self, most: int, ratio: float) -> list[int]:
-        """Groups with more open parts for every cut than this, so many at most; those that were cut most."""
-        found = [group for group, parts in self._open_in.items() if parts > ratio * self._cut_in[group] > 0]
-        return heapq.nlargest(most, found, key=lambda group: self._cut_in[group])
+    def growing(self, most: int, ratio: float, least: float) -> list[int]:
+        """Groups with more open parts than `ratio` for every cut and than `least`; so many at most, those cut most."""
+
+        def grows(group: int) -> bool:
+            return self._open_in[group] > max(least, ratio * self._cut_in[group]) and self._cut_in[group] > 0
+
+        return heapq.nlargest(most, filter(grows, self._open_in), key=lambda group: self._cut_in[group])
 
     def hulls(self, groups: list[int]) -> Parts:
         """One part for each of the groups that holds all that is open of it, which is taken out of the queue.

@@ -25,14 +25,8 @@ from curvverify.verification.parts import OpenPart, PartQueue, Parts, hull
 from curvverify.verification.result import Witness
 from curvverify.verification.state import Subproblems
 
-FIRST, ITERATIONS = 40, 5
+FIRST, ITERATIONS = 40, 12
 """Steps of ascent for a whole box, and for its parts."""
-
-DEEP, CLIMB = 10, 8
-"""Parts with so many cuts are hard: they get so many long steps more."""
-
-PAYS, RETRY = 0.2, 8
-"""While fewer than this share of them are closed that way, only every so many batches of parts get their long steps."""
 
 BETWEEN, ATTACKS = 1.0, 0.05
 """Seconds between attacks, at least, and the share of the time they take, at most."""
@@ -40,8 +34,8 @@ BETWEEN, ATTACKS = 1.0, 0.05
 SECONDS = (0.4, 2.0)
 """A batch that took less is doubled, one that took more is halved."""
 
-ENOUGH = 1e-5
-"""Relative to the size of what was to be gained: how far above 0 float32 estimates end a search."""
+ENOUGH = {torch.float32: 1e-5, torch.bfloat16: 3e-3}
+"""Relative to the size of what was to be gained: how far above 0 estimates of some precision end a search."""
 
 EARLY, WHILE = 0.05, 0.2
 """Share of the time left for contracting the ranges of whole boxes before any cut, and for doing so again if that was
@@ -54,8 +48,9 @@ AGAIN, DUE = 0.1, 8
 """Hulls of groups that cuts do not close are contracted, and again while this share of what was missing is gained; so
 many at once."""
 
-CUTS, GROWS = 2.0, 0.33
-"""Seconds of cuts for every second of contractions, and open parts for every cut in a group that cuts do not close."""
+CUTS, GROWS, DEAR = 2.0, 0.15, 0.25
+"""Seconds of cuts for every second of contractions.  Cuts do not close a group with more open parts than this for every
+cut, if bounding these takes more than this share of what a contraction takes."""
 
 ALIKE = 6
 """Phases that all open parts of a disjunct have in common, at least, for a box of their own."""
@@ -103,10 +98,6 @@ class PhaseSearch:
     _contracted: int = 0
     """Seconds that cuts have taken, and contractions of so many parts."""
     _size: int = 8
-    _climbed: float = 1.0
-    """Running mean of the share of parts that long steps close."""
-    _waited: int = 0
-    """Batches since the last long steps."""
 
     def __post_init__(self) -> None:
         self.graph, self.problems = self.checker.graph, self.root.problems
@@ -174,8 +165,8 @@ class PhaseSearch:
         """Groups whose turn it is to be contracted: of those that cuts do not close, the ones that were cut most."""
         if self._cutting < CUTS * self._contracting:
             return []
-        due = self.queue.growing(DUE, GROWS)
-        each = self._contracting / max(1, self._contracted)
+        each, part = self._contracting / max(1, self._contracted), self._cutting / max(1, self.bounded)
+        due = self.queue.growing(DUE, GROWS, DEAR * each / part if part > 0.0 else 0.0)
         return due if self._cutting >= CUTS * (self._contracting + len(due) * each) else []
 
     def outcome(self) -> tuple[Tensor, Tensor]:
@@ -240,11 +231,12 @@ class PhaseSearch:
         self.rows = prop.select_rows(index, self.graph.output_shape, self.graph.input_shape)
         shift = None if self.rows.input is None else self.rows.input[0]
         network = reduced_network(relaxation, self.graph.output, self.rows.coefficients[0], shift)
-        self.ascent = Ascent(network)
+        self.least = torch.tensor([t.least for t in self.targets], dtype=torch.float64)
+        self.ascent = Ascent.quick(network, self.least.float())
+        enough = ENOUGH[self.ascent.precision]
+        self.enough = torch.tensor([enough * abs(t.margin) for t in self.targets], dtype=torch.float64)
         remember = 8.0 * len(index) * network.hinges.count**2 < self._room
         self.contraction = Contraction(self.ascent, relaxation, self.graph.output, self.rows, remember)
-        self.least = torch.tensor([t.least for t in self.targets], dtype=torch.float64)
-        self.enough = torch.tensor([ENOUGH * abs(t.margin) for t in self.targets], dtype=torch.float64)
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
         self._bound(Parts.whole(whole), FIRST)
 
@@ -293,7 +285,8 @@ class PhaseSearch:
         """With estimated margins, and those (B,) that are still open; what is proved in float64 is settled."""
         self.bounded += len(batch)
         least, enough = self.least[batch.targets], self.enough[batch.targets]
-        estimates, phases = self._estimates(batch, (least + enough).float(), iterations)
+        aims, warm = (least + enough).float(), iterations < FIRST
+        estimates, phases = self.ascent.ascend(batch.targets, batch.phases, aims, iterations, warm)
         margins = estimates.double() - least
         near = (margins > 0.5 * enough).nonzero().squeeze(1)
         if len(near):
@@ -310,22 +303,6 @@ class PhaseSearch:
     def _settle(self, target: int, margin: float) -> None:
         disjunct = self.targets[target].disjunct
         self.settled[disjunct] = min(float(self.settled[disjunct]), margin)
-
-    def _estimates(self, batch: Parts, enough: Tensor, iterations: int) -> tuple[Tensor, Phases]:
-        """Estimated bounds with the slopes and multipliers found, those of deep parts searched for longer."""
-        targets = batch.targets
-        estimates, phases = self.ascent.ascend(targets, batch.phases, enough, iterations)
-        deep = ((estimates <= enough) & (batch.shares <= 0.5**DEEP)).nonzero().squeeze(1)
-        self._waited += 1
-        if len(deep) and (self._climbed > PAYS or self._waited >= RETRY):
-            longer, found = self.ascent.climb(targets[deep], phases[deep], enough[deep], CLIMB)
-            self._waited = 0
-            self._climbed += 0.5 * (float((longer > enough[deep]).double().mean()) - self._climbed)
-            better = longer > estimates[deep]
-            place = deep[better]
-            estimates[place] = longer[better]
-            phases.turns[place], phases.multipliers[place] = found.turns[better], found.multipliers[better]
-        return estimates, phases
 
     def _attack(self, batch: Parts, corners: Tensor, deadline: Deadline) -> None:
         """Descend from the corners at which the relaxed rows of some parts take their minima."""

@@ -261,7 +261,8 @@ def test_phases_of_attention_hold(seed: int) -> None:
     anchors = torch.cat([values.argmin(0), torch.arange(0, 400, 40)])
     parts = parts_around(found.hinges, z[anchors].sign(), len(anchors), seed)
     index = torch.arange(len(anchors)) % len(rows)
-    searched, better = Ascent(found).ascend(index, parts, torch.full((len(index),), torch.inf), 6)
+    starts = replace(parts, turns=parts.turns.clamp(0.0, 1.0))
+    searched, better = Ascent(found).ascend(index, starts, torch.full((len(index),), 2.0), 6)
     for tried in (parts, better):
         lower = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), found.hinges, tried)
         for b in range(len(anchors)):

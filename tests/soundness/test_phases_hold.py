@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -43,10 +42,11 @@ from tests.soundness.test_coupling_holds import with_fixed_inputs
 
 HINGES = ["Relu", "LeakyRelu"]
 
-Search = Callable[[Ascent, Tensor, Phases, Tensor, int], tuple[Tensor, Phases]]
+FAR = 1e6
+"""More than any row here reaches."""
 
-SEARCHES = [(Ascent.ascend, torch.inf), (Ascent.climb, 2.0)]
-"""With what they are asked to reach: more than is true."""
+SEARCHES = [(FAR, False), (2.0, True), (2.0, False)]
+"""What an ascent is asked for, and whether it is warm."""
 
 
 def rows_of(graph: Graph, count: int, seed: int) -> Tensor:
@@ -99,8 +99,8 @@ def test_reduced_network_is_the_network(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", HINGES)
-@pytest.mark.parametrize(("seed", "search", "most"), [(k, f, m) for k in range(3) for f, m in SEARCHES])
-def test_points_of_a_part_are_above_its_bounds(name: str, seed: int, search: Search, most: float) -> None:
+@pytest.mark.parametrize(("seed", "most", "warm"), [(k, *asked_for) for k in range(3) for asked_for in SEARCHES])
+def test_points_of_a_part_are_above_its_bounds(name: str, seed: int, most: float, warm: bool) -> None:
     """Whatever slopes and multipliers: samples, corners and descents that stay in a part do not pass its bounds."""
     graph, relaxation, rows, network = reduced(name, seed)
     box = relaxation.box
@@ -113,8 +113,12 @@ def test_points_of_a_part_are_above_its_bounds(name: str, seed: int, search: Sea
     parts = parts_around(network.hinges, z[anchors].sign(), len(anchors), seed)
     index = torch.arange(len(anchors)) % len(rows)
     lower = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, parts)
-    searched, found = search(Ascent(network), index, parts, torch.full((len(index),), most), 6)
+    bars = torch.full((len(index),), most)
+    starts = replace(parts, turns=parts.turns.clamp(0.0, 1.0))
+    searched, found = Ascent(network).ascend(index, starts, bars, 6, warm)
     better = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, found)
+    near, rough = Ascent(network.coarse()).ascend(index, starts, bars, 6, warm)
+    roughly = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, rough)
     for b, anchor in enumerate(anchors.tolist()):
         inside = ((parts.signs[b] * z) >= 0).all(1)
         assert bool(inside[anchor])
@@ -122,7 +126,10 @@ def test_points_of_a_part_are_above_its_bounds(name: str, seed: int, search: Sea
         scale = 1.0 + abs(least)
         assert float(lower[b]) <= least + ROUNDING * scale
         assert float(better[b]) <= least + ROUNDING * scale
-        assert abs(float(better[b] - searched[b])) < 1e-3 * scale  # one computation in two arithmetics
+        assert float(roughly[b]) <= least + ROUNDING * scale
+        # one computation in two arithmetics
+        assert abs(float(better[b] - searched[b])) < 1e-3 * scale
+        assert abs(float(roughly[b] - near[b])) < 0.05 * scale
 
 
 @pytest.mark.parametrize("wild", [-1.0, 1e30, float("inf"), float("nan")])
@@ -151,7 +158,7 @@ def test_ascent_meets_the_linear_programme(seed: int) -> None:
     turns = torch.zeros_like(signs).float()
     whole = Ascent(network)
     free = replace(Phases.whole(network.hinges), turns=turns)
-    _, free = whole.ascend(torch.zeros(1, dtype=torch.long), free, torch.tensor([torch.inf]), 20)
+    _, free = whole.ascend(torch.zeros(1, dtype=torch.long), free, torch.tensor([FAR]), 20)
     parts = replace(free.fixed(signs), multipliers=turns)
     active = (signs[0] > 0).double()
     forms = network.arguments
@@ -172,13 +179,13 @@ def test_ascent_meets_the_linear_programme(seed: int) -> None:
         assert truth.status == 0
         least = truth.fun + float(shift[k])
         plain = float(shift[k] - objective[k].abs().sum())
-        found, _ = whole.ascend(torch.tensor([k]), parts, torch.tensor([torch.inf]), 60)
+        found, _ = whole.ascend(torch.tensor([k]), parts, torch.tensor([least + 0.1]), 60)
         assert float(found) <= least + 1e-4
         assert least - float(found) <= 0.2 * (least - plain) + 1e-3
 
 
-def test_climbing_closes_parts_that_hold_no_point() -> None:
-    """Phases of two points at once contradict each other: bounds grow without limit, and long steps get there."""
+def test_parts_that_hold_no_point_are_closed() -> None:
+    """Phases of two points at once contradict each other: bounds grow without limit, and multipliers with them."""
     graph, _, _, network = reduced("Relu", 0, 0.15)
     z = arguments(graph, network, points(box_around(graph.input_shape, 0.15, 0), 400, 0))
     often = ((z > 0).double().mean(0) - 0.5).abs().argsort(descending=True)[:12]
@@ -186,9 +193,25 @@ def test_climbing_closes_parts_that_hold_no_point() -> None:
     signs[0, often] = -(z[:, often].mean(0).sign()).float()
     whole, index = Ascent(network), torch.zeros(1, dtype=torch.long)
     parts = replace(Phases.whole(network.hinges).fixed(signs), turns=torch.full_like(signs, 0.5))
-    wanted = whole.backward(index, parts).lower.abs() * 3.0 + 3.0
-    assert float(whole.ascend(index, parts, wanted, 30)[0]) < float(wanted)
-    assert float(whole.climb(index, parts, wanted, 30)[0]) > float(wanted)
+    for factor in (3.0, 300.0):
+        wanted = (whole.backward(index, parts).lower.abs() + 1.0) * factor
+        assert float(whole.ascend(index, parts, wanted, 12)[0]) > float(wanted)
+
+
+def test_coarse_products_are_used_only_where_they_hardly_move_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor where they are small, or the processor is not faster at them."""
+    network = reduced("Relu", 0)[-1]
+    missed = torch.full((len(network.rows.constant),), FAR)
+    cancelling = Ascent(network).backward(torch.arange(len(missed)), Phases.whole(network.hinges)[0 * missed.long()])
+    for large, fast, bars, wanted in (
+        (0, True, missed, torch.bfloat16),
+        (2**19, True, missed, torch.float32),
+        (0, False, missed, torch.float32),
+        (0, True, cancelling.lower + 1e-6, torch.float32),
+    ):
+        monkeypatch.setattr("curvverify.bounding.phases.LARGE", large)
+        monkeypatch.setattr("curvverify.bounding.phases._multiplies_bfloat16", lambda fast=fast: fast)
+        assert Ascent.quick(network, bars).precision == wanted
 
 
 @pytest.mark.parametrize("name", HINGES)
@@ -199,7 +222,7 @@ def test_the_chosen_cut_gains_nearly_as_much_as_the_best(name: str) -> None:
         _, _, rows, network = reduced(name, seed)
         ascent, index = Ascent(network), torch.arange(len(rows))
         whole = Phases.whole(network.hinges)[torch.zeros(len(rows), dtype=torch.long)]
-        _, parts = ascent.ascend(index, whole, torch.full((len(rows),), torch.inf), 20)
+        _, parts = ascent.ascend(index, whole, torch.full((len(rows),), FAR), 20)
         parts = parts.fixed(torch.eye(network.hinges.count)[:1])
         found = ascent.backward(index, parts)
         most = 0.2 * found.lower.abs().unsqueeze(1)
@@ -263,7 +286,7 @@ def test_contraction_alone_closes_what_is_close_to_true() -> None:
         index, least = torch.arange(len(rows)), (graph(x).flatten(1) @ rows.flatten(1).T).amin(0)
         ascended = Ascent(network)
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
-        lower, now = ascended.ascend(index, whole, torch.full((len(index),), torch.inf), 60)
+        lower, now = ascended.ascend(index, whole, torch.full((len(index),), FAR), 60)
         bars = lower.double() + 0.3 * (least - lower.double())
         contraction = Contraction(ascended, relaxation, graph.output, Rows(rows.unsqueeze(0)), True)
         for _ in range(6):
@@ -339,10 +362,16 @@ def test_what_a_search_leaves_open_is_all_there_is(
     assert bool(on_parts(search, values).all())
 
 
+@pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_hulls_lose_no_point(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Again and again: hulls of groups, what contractions leave of them, and their halves hold every point below."""
+def test_hulls_lose_no_point(seed: int, coarse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again and again: hulls of groups, what contractions leave of them, and their halves hold every point below.
+
+    With large products in either precision.
+    """
     monkeypatch.setattr("curvverify.verification.phases.AGAIN", 0.5)
+    monkeypatch.setattr("curvverify.bounding.phases.LARGE", 0 if coarse else math.inf)
+    monkeypatch.setattr("curvverify.bounding.phases._multiplies_bfloat16", lambda: True)
     model, checker, falsifier, low = low_points(seed, 16, 0.05)
     with torch.no_grad():
         values = model.graph.values(low)
@@ -351,6 +380,7 @@ def test_hulls_lose_no_point(seed: int, monkeypatch: pytest.MonkeyPatch) -> None
         assert search.possible
         search._attack_at = math.inf
         search._begin()
+        assert search.ascent.precision == (torch.bfloat16 if coarse else torch.float32)
         contracted = 0
         for _ in range(12):
             for _ in range(4):
@@ -449,8 +479,8 @@ def test_strips_hold_what_bends(seed: int) -> None:
         assert bool(((found - truth).abs() <= remainders.abs().sum(1) + 1e-4).all())
 
 
-@pytest.mark.parametrize(("seed", "search", "most"), [(k, f, m) for k in range(3) for f, m in SEARCHES])
-def test_points_of_a_part_are_above_its_bounds_where_functions_bend(seed: int, search: Search, most: float) -> None:
+@pytest.mark.parametrize(("seed", "most", "warm"), [(k, *asked_for) for k in range(3) for asked_for in SEARCHES])
+def test_points_of_a_part_are_above_its_bounds_where_functions_bend(seed: int, most: float, warm: bool) -> None:
     graph = mixed_graph(seed)
     box = box_around((1, 6), 0.2, seed)
     relaxation = linear_bounds(graph, box, Effort(2))
@@ -463,7 +493,7 @@ def test_points_of_a_part_are_above_its_bounds_where_functions_bend(seed: int, s
     anchors = torch.cat([values.argmin(0), torch.arange(0, 600, 40)])
     parts = parts_around(network.hinges, z[anchors].sign(), len(anchors), seed)
     index = torch.arange(len(anchors)) % len(rows)
-    _, found = search(Ascent(network), index, parts, torch.full((len(index),), most), 6)
+    _, found = Ascent(network).ascend(index, parts, torch.full((len(index),), most), 6, warm)
     for phases in (parts, found):
         lower = decided_lower(relaxation, graph.output, Rows(rows[index].unsqueeze(0)), network.hinges, phases)
         assert bool(lower.isfinite().all())
