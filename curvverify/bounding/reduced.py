@@ -4,7 +4,8 @@ With t in [-1, 1]^n for the free inputs, and for the remainders of bent function
 the unstable entries of ReLU-like functions are z = J t + H a + c with H strictly lower triangular in blocks and
 a = sigma(z), and a row of the output is j.t + h.a + c.
 A pass over a batch of parts of the box is two products with J and one with each block of H, whatever the network was
-made of.  Everything is in float32 and nothing here decides: `phases.decided_lower` does, on the network itself.
+made of.  Everything is in float32, large products in less where that is faster, and nothing here decides:
+`phases.decided_lower` does, on the network itself.
 """
 
 from __future__ import annotations
