@@ -135,7 +135,7 @@ class PhaseSearch:
                 turn, share = time.process_time(), self.queue.share
             due = self._due if contracts else []
             if due:
-                found, still = self._searched(self.queue.hulls(due), FIRST)
+                found, still = self._searched(self.queue.hulls(due))
                 self._contract(found[still], deadline)
             else:
                 self._advance(deadline)
@@ -163,10 +163,10 @@ class PhaseSearch:
     @property
     def _due(self) -> list[int]:
         """Groups whose turn it is to be contracted: of those that cuts do not close, the ones that were cut most."""
-        if self._cutting < CUTS * self._contracting:
+        if self._cutting <= CUTS * self._contracting:
             return []
-        each, part = self._contracting / max(1, self._contracted), self._cutting / max(1, self.bounded)
-        due = self.queue.growing(DUE, GROWS, DEAR * each / part if part > 0.0 else 0.0)
+        each, part = self._contracting / max(1, self._contracted), self._cutting / self.bounded
+        due = self.queue.growing(DUE, GROWS, DEAR * each / part)
         return due if self._cutting >= CUTS * (self._contracting + len(due) * each) else []
 
     def outcome(self) -> tuple[Tensor, Tensor]:
@@ -238,7 +238,7 @@ class PhaseSearch:
         remember = 8.0 * len(index) * network.hinges.count**2 < self._room
         self.contraction = Contraction(self.ascent, relaxation, self.graph.output, self.rows, remember)
         whole = Phases.whole(network.hinges)[torch.zeros(len(index), dtype=torch.long)]
-        self._bound(Parts.whole(whole), FIRST)
+        self._bound(Parts.whole(whole))
 
     def _contract(self, batch: Parts, deadline: Deadline, later: Deadline | None = None) -> None:
         """Narrow the ranges of parts where their rows are not positive, again and again while that pays.
@@ -254,7 +254,7 @@ class PhaseSearch:
             for target in batch.targets[less.any(1)].tolist():  # what was taken off is above the bar
                 self._settle(target, float(self.enough[target]))
             batch = replace(batch, phases=narrowed)[~narrowed.empty]
-            found, still = self._searched(batch, FIRST)
+            found, still = self._searched(batch)
             pays = (found.margins - batch.margins > AGAIN * batch.margins.abs()) | deadline.passed
             self.queue.add(found[still & ~pays].contracted(), searched=True)
             batch = found[still & pays]
@@ -272,21 +272,24 @@ class PhaseSearch:
         score, chosen = self.ascent.gains(found, z, most).max(1)
         free = score >= 0.0
         if bool(free.any()):
-            self._bound(batch[free].halves(chosen[free]), ITERATIONS)
+            self._bound(batch[free].halves(chosen[free]), warm=True)
         if not bool(free.all()):  # every phase is fixed: more ascent is all that is left
-            self._bound(batch[~free], FIRST)
+            self._bound(batch[~free])
         return found.slope.sign().neg()
 
-    def _bound(self, batch: Parts, iterations: int) -> None:
-        found, still = self._searched(batch, iterations)
-        self.queue.add(found[still], searched=iterations == FIRST)
+    def _bound(self, batch: Parts, warm: bool = False) -> None:
+        found, still = self._searched(batch, warm)
+        self.queue.add(found[still], searched=not warm)
 
-    def _searched(self, batch: Parts, iterations: int) -> tuple[Parts, Tensor]:
-        """With estimated margins, and those (B,) that are still open; what is proved in float64 is settled."""
+    def _searched(self, batch: Parts, warm: bool = False) -> tuple[Parts, Tensor]:
+        """With estimated margins, and those (B,) that are still open; what is proved in float64 is settled.
+
+        A short search from the slopes of a larger part where it is `warm`, otherwise a long one.
+        """
         self.bounded += len(batch)
         least, enough = self.least[batch.targets], self.enough[batch.targets]
-        aims, warm = (least + enough).float(), iterations < FIRST
-        estimates, phases = self.ascent.ascend(batch.targets, batch.phases, aims, iterations, warm)
+        bars, iterations = (least + enough).float(), ITERATIONS if warm else FIRST
+        estimates, phases = self.ascent.ascend(batch.targets, batch.phases, bars, iterations, warm)
         margins = estimates.double() - least
         near = (margins > 0.5 * enough).nonzero().squeeze(1)
         if len(near):
