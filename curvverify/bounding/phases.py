@@ -88,11 +88,12 @@ class Phases(Columns):
         upper = torch.where(signs < 0, self.upper.clamp(max=0.0), self.upper)
         return Phases(lower, upper, self.turns, self.multipliers)
 
-    def halves(self, entries: Tensor) -> Phases:
-        """Both halves of every part, z >= 0 first, for the hinges (B,) that are cut."""
-        signs = torch.zeros(2 * len(self), self.lower.shape[1])
-        signs[torch.arange(len(signs)), entries.repeat_interleave(2)] = torch.tensor([1.0, -1.0]).repeat(len(self))
-        return self[torch.arange(len(self)).repeat_interleave(2)].fixed(signs)
+    def pushed(self, entries: Tensor, signs: Tensor, multipliers: Tensor) -> Phases:
+        """The halves of the parts where sign * z >= 0 for one hinge (B,) each, with so much more of a multiplier."""
+        at, fixed, longer = torch.arange(len(self)), torch.zeros_like(self.lower), self.multipliers.clone()
+        fixed[at, entries] = signs
+        longer[at, entries] += multipliers
+        return replace(self.fixed(fixed), multipliers=longer)
 
 
 def concatenated(parts: list[Phases]) -> Phases:
@@ -268,18 +269,6 @@ class Ascent:
             now = _step(t, rate, now, found, z, rate * scale, moments)
             weights = weights * (rate * _adam(t, far - there, mean, square)).exp()
         return best, replace(phases, turns=turns, multipliers=multipliers), replace(aims, weights=kept)
-
-    def gains(self, found: Pass, z: Tensor, most: Tensor) -> Tensor:
-        """A score (B, U) of cutting a hinge, -1 where the phase is fixed: what both halves gain at the minimiser z.
-
-        A half counts up to `most` (B, 1) > 0: one that is closed needs no more.
-        """
-        h, sides, a = self.network.hinges, found.sides, found.coefficients
-        line = torch.where(a > 0, found.low * z, torch.addcmul(sides.intercept, sides.chord, z))
-        total = torch.zeros_like(z)
-        for slope in (h.right, h.left):
-            total += torch.minimum((a * (slope * z - line)).clamp(min=0.0), most)
-        return total.masked_fill(sides.signs != 0, -1.0)
 
 
 def _multiplies_bfloat16() -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from curvverify.bounding.cuts import Cuts
 from curvverify.bounding.phases import Phases, concatenated
 from curvverify.types import Columns
 
@@ -64,10 +65,10 @@ class Parts(Columns):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def halves(self, entries: Tensor) -> Parts:
-        """Both halves of every part, for the hinges (B,) that are cut."""
+    def halves(self, cuts: Cuts) -> Parts:
+        """Both halves of every part."""
         twice = self[torch.arange(len(self)).repeat_interleave(2)]
-        phases = self.phases.halves(entries)
+        phases = cuts.halves(self.phases)
         return replace(twice, phases=phases, shares=0.5 * twice.shares, since=twice.since + 1)
 
     def contracted(self) -> Parts:

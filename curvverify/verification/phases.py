@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.contraction import Contraction
+from curvverify.bounding.cuts import best_cuts
 from curvverify.bounding.phases import Ascent, Phases, decided_lower
 from curvverify.bounding.reduced import bends, reduced_network, reducible, unstable_hinges
 from curvverify.types import Deadline, Interval
@@ -267,14 +268,12 @@ class PhaseSearch:
     def _cut(self, batch: Parts) -> Tensor:
         """Cut every part at the most promising hinge and bound both halves; the corners (B, n) of their minima."""
         found = self.ascent.backward(batch.targets, batch.phases)
-        z = self.ascent.forward(found)
-        most = torch.maximum(-batch.margins, self.enough[batch.targets]).float().unsqueeze(1)
-        score, chosen = self.ascent.gains(found, z, most).max(1)
-        free = score >= 0.0
-        if bool(free.any()):
-            self._bound(batch[free].halves(chosen[free]), warm=True)
-        if not bool(free.all()):  # every phase is fixed: more ascent is all that is left
-            self._bound(batch[~free])
+        missing = (self.enough[batch.targets] - batch.margins).float()
+        cuts = best_cuts(self.ascent, batch.targets, batch.phases, found, missing)
+        if bool(cuts.free.any()):
+            self._bound(batch[cuts.free].halves(cuts[cuts.free]), warm=True)
+        if not bool(cuts.free.all()):  # every phase is fixed: more ascent is all that is left
+            self._bound(batch[~cuts.free])
         return found.slope.sign().neg()
 
     def _bound(self, batch: Parts, warm: bool = False) -> None:
