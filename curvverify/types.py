@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Base of records whose fields, tensors or such records, are indexed together."""
+
+    def __getitem__(self, index: Tensor | slice | int) -> Self:
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Self]) -> Self:
+        """All of the parts, in order."""
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(**{name: _joined(column) for name, column in columns.items()})
+
+
+def _joined(column: list[Any]) -> Any:
+    return torch.cat(column) if isinstance(column[0], Tensor) else type(column[0]).concatenated(column)
+
+
 @dataclass(frozen=True)
-class Interval:
+class Interval(Columns):
     """Elementwise bounds `lower <= v <= upper`: two tensors of one shape and dtype."""
 
     lower: Tensor
@@ -48,17 +67,6 @@ class Interval:
 
     def to(self, dtype: torch.dtype) -> Interval:
         return Interval(self.lower.to(dtype), self.upper.to(dtype))
-
-    def __getitem__(self, index: object) -> Interval:
-        return Interval(self.lower[index], self.upper[index])  # type: ignore[index]
-
-
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """Base of records whose fields are indexed together."""
-
-    def __getitem__(self, index: Tensor | slice) -> Self:
-        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ constrained, those of INVPROP (Kotha et al., NeurIPS 2023).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,11 +94,6 @@ class Phases(Columns):
         fixed[at, entries] = signs
         longer[at, entries] += multipliers
         return replace(self.fixed(fixed), multipliers=longer)
-
-
-def concatenated(parts: list[Phases]) -> Phases:
-    """All parts, in order."""
-    return Phases(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Phases)))
 
 
 @dataclass(frozen=True, eq=False)

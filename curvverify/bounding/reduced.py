@@ -23,6 +23,7 @@ from curvverify.numerics.rounding import float32_below
 from curvverify.ops.base import Linear, Op
 from curvverify.ops.elementwise.hinge import Hinge
 from curvverify.ops.joint import Joint
+from curvverify.types import Columns
 
 ROWS = 256
 """Rows that are composed at once."""
@@ -59,7 +60,7 @@ class Hinges:
 
 
 @dataclass(frozen=True, eq=False)
-class Forms:
+class Forms(Columns):
     """R affine functions input.t + hinges.a + constant: (R, n), (R, U), (R,); t: the free inputs, then remainders."""
 
     inputs: Tensor
@@ -136,13 +137,9 @@ def reduced_network(relaxation: Relaxation, node: int, coefficients: Tensor, inp
     hinges = unstable_hinges(relaxation, node)
     compose = _Composition(relaxation, node, hinges)
     found = [compose.entries(site) for site in hinges.sites]
-    arguments = _stacked(found) if found else compose.rows(0, torch.zeros(0, *relaxation.graph.input_shape))
+    arguments = Forms.concatenated(found) if found else compose.rows(0, torch.zeros(0, *relaxation.graph.input_shape))
     shift = None if inputs is None else inputs.float()
     return ReducedNetwork(hinges, arguments, compose.rows(node, coefficients.float(), shift))
-
-
-def _stacked(parts: list[Forms]) -> Forms:
-    return Forms(*(torch.cat([getattr(p, name) for p in parts]) for name in ("inputs", "hinges", "constant")))
 
 
 @dataclass(eq=False)
@@ -172,7 +169,7 @@ class _Composition:
             rows = torch.zeros(len(chosen), node.size)
             rows[torch.arange(len(chosen)), chosen] = 1.0
             parts.append(self.rows(position, rows.reshape(-1, *node.shape)))
-        return _stacked(parts)
+        return Forms.concatenated(parts)
 
     def rows(self, node: int, coefficients: Tensor, shift: Tensor | None = None) -> Forms:
         """Rows coefficients.v + shift.x of a node."""

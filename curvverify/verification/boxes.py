@@ -25,7 +25,7 @@ from curvverify.verification.falsify import Falsifier
 from curvverify.verification.methods import REMEMBERED, Method, best, shares
 from curvverify.verification.result import Witness
 from curvverify.verification.splits import Open
-from curvverify.verification.state import Subproblems, concatenate
+from curvverify.verification.state import Subproblems
 
 Attack = tuple[Tensor, Tensor, Tensor]
 """Groups (P,), disjuncts (P,) and points (P, 1, m) to descend from."""
@@ -248,7 +248,9 @@ class BoxSearch:
         lower, upper = left.box.lower.clone(), left.box.upper.clone()
         upper[each, entry] = lower[each, entry] = left.box.centre[each, entry]
         halves = (Interval(left.box.lower, upper), Interval(lower, left.box.upper))
-        self._stack.append(concatenate([Subproblems(h, left.group, left.open, left.margins) for h in halves]))
+        self._stack.append(
+            Subproblems.concatenated([Subproblems(h, left.group, left.open, left.margins) for h in halves])
+        )
 
     def _scores(self, left: Subproblems, row: Tensor, forms: Form) -> Tensor:
         """(B, n): how much the rows (B, K) of every box move along each coordinate, relative to what they fall short.
@@ -309,7 +311,7 @@ class BoxSearch:
                 part = part[len(part) - count :]
             parts.append(part)
             count -= len(part)
-        return concatenate(parts)
+        return Subproblems.concatenated(parts)
 
     def _record(self, settled: Tensor, group: Tensor, margins: Tensor) -> None:
         """Keep the smallest of the margins (B, D) with which disjuncts were settled on leaves."""

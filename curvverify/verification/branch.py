@@ -24,7 +24,7 @@ from curvverify.verification.methods import Method, best, shares
 from curvverify.verification.phases import Finisher
 from curvverify.verification.result import Witness
 from curvverify.verification.splits import Cut, Directions, Open, SlabCut, directions, input_cuts, neuron_cuts
-from curvverify.verification.state import Subproblems, concatenate
+from curvverify.verification.state import Subproblems
 
 ATTACK_EVERY = 0.5
 """Seconds between attacks from the subproblems' own minimisers."""
@@ -143,7 +143,7 @@ class Branching:
         """(G, D) each: the smallest proved margin over all leaves, and the disjuncts that are open on some leaf."""
         margins, still = self._settled.clone(), torch.zeros_like(self.checker.property.present)
         if self._queue:
-            left = concatenate([entry.problem for _, _, entry in self._queue])
+            left = Subproblems.concatenated([entry.problem for _, _, entry in self._queue])
             best = torch.where(left.open, left.margins.amax(2), torch.inf)
             index = left.group.unsqueeze(1).expand_as(best)
             margins.scatter_reduce_(0, index, best, "amin")
@@ -169,7 +169,7 @@ class Branching:
         entries = self._pop(1 if trial else max(1, min(method.batch, self.batch)), method)
         cuts = self._cuts(method, entries)
         halves = [half for entry, cut in zip(entries, cuts, strict=True) for half in entry.halves(cut)]
-        problems = concatenate([problem for problem, _ in halves])
+        problems = Subproblems.concatenated([problem for problem, _ in halves])
         part = self._stacked(method, entries, [part for _, part in halves])
         iterations = (WARM if part.states else COLD) if method.coupling else PLAIN
         effort = Effort(iterations, self.memory, deadline, method.coupling, keep=method.coupling > 0)
@@ -212,7 +212,7 @@ class Branching:
                 cuts.append(found.cut(slabs))
         elif method.kind == "neuron":
             known = _stack([entry.part.known for entry in entries], self.checker.graph.bounded)
-            cuts += neuron_cuts(self.checker, concatenate([entry.problem for entry in entries]), known)
+            cuts += neuron_cuts(self.checker, Subproblems.concatenated([entry.problem for entry in entries]), known)
         else:
             cuts = [None] * len(entries)
         return [cut or entry.steepest or entry.widest for entry, cut in zip(entries, cuts, strict=True)]
@@ -224,7 +224,7 @@ class Branching:
         found = [part.slabs for part in parts if part.slabs is not None]
         slabs = None
         if len(found) == len(parts):
-            slabs = Slabs(*(torch.cat([getattr(s, name) for s in found]) for name in ("directions", "low", "high")))
+            slabs = Slabs.concatenated(found)
         roots = [self._roots[entry.root] for entry in entries for _ in range(2)]
         tangents = {i: stacked([r.tangents[i] for r in roots]) for i in root.tangents}
         if not method.coupling:

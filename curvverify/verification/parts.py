@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from curvverify.bounding.cuts import Cuts
-from curvverify.bounding.phases import Phases, concatenated
+from curvverify.bounding.phases import Phases
 from curvverify.types import Columns
 
 GROUPED = 3
@@ -57,7 +57,7 @@ class Parts(Columns):
 
     @classmethod
     def of(cls, parts: list[OpenPart]) -> Parts:
-        phases = concatenated([p.phases for p in parts])
+        phases = Phases.concatenated([p.phases for p in parts])
         margins, shares = torch.tensor([(p.margin, p.share) for p in parts], dtype=torch.float64).T
         targets, since, groups = torch.tensor([(p.target, p.since, p.group) for p in parts]).T
         return cls(targets, phases, margins, shares, since, groups)

@@ -38,7 +38,7 @@ from curvverify.verification.progress import REGIONS, Reporter, open_boxes, open
 from curvverify.verification.property import compile_query
 from curvverify.verification.provenance import provenance
 from curvverify.verification.result import DisjunctBound, Remaining, Result, Stage, Witness
-from curvverify.verification.state import Subproblems, concatenate
+from curvverify.verification.state import Subproblems
 
 log = logging.getLogger("curvverify")
 
@@ -177,7 +177,7 @@ class Run:
     def _interval(self, problems: Subproblems) -> Subproblems:
         begun, before = time.monotonic(), int(problems.open.sum())
         parts = [self.checker.interval(problems[piece]) for piece in self._pieces(len(problems), 1.0)]
-        return self._account("interval", begun, before, concatenate(parts))
+        return self._account("interval", begun, before, Subproblems.concatenated(parts))
 
     def _by_method(self, problems: Subproblems, method: BoundMethod) -> Subproblems:
         """Bounds by one method, which the result names."""
@@ -186,7 +186,9 @@ class Run:
         begun, before, memory = time.monotonic(), int(problems.open.sum()), self.options.memory
         self._report(method.name, problems)
         pieces = [problems[piece] for piece in self._pieces(len(problems), 16.0)]
-        found = concatenate([self.checker.by_method(piece, method, memory, self.deadline) for piece in pieces])
+        found = Subproblems.concatenated(
+            [self.checker.by_method(piece, method, memory, self.deadline) for piece in pieces]
+        )
         return self._account(method.name, begun, before, found)
 
     @property
@@ -214,7 +216,7 @@ class Run:
                 pieces = [index[piece] for piece in self._pieces(len(index), 16.0)]
                 part = None if self.given is None else Part(self.given.known)
                 roots = [self.checker.linear(problems[piece], effort, rows, part) for piece in pieces]
-            found = concatenate([root.problems for root in roots])
+            found = Subproblems.concatenated([root.problems for root in roots])
             last, problems = problems, self._account(name, begun, before, problems.replaced(index, found))
             together = len(roots) == 1  # more would be too much to remember
             self.roots = [root.unsettled(remember=together) for root in roots if root.problems.open.any()]

@@ -60,13 +60,3 @@ class Subproblems(Columns):
         """
         better = torch.maximum(self.margins, torch.where(self.open, leaf_margins, -torch.inf).unsqueeze(2))
         return Subproblems(self.box, self.group, self.open & still, better)
-
-
-def concatenate(parts: list[Subproblems]) -> Subproblems:
-    """All subproblems of the parts, in order."""
-    return Subproblems(
-        Interval(torch.cat([p.box.lower for p in parts]), torch.cat([p.box.upper for p in parts])),
-        torch.cat([p.group for p in parts]),
-        torch.cat([p.open for p in parts]),
-        torch.cat([p.margins for p in parts]),
-    )

@@ -22,7 +22,7 @@ from curvverify.verification.falsify import Falsifier
 from curvverify.verification.methods import Method, best
 from curvverify.verification.property import compile_query
 from curvverify.verification.splits import Open, directions, neuron_cuts
-from curvverify.verification.state import Subproblems, concatenate
+from curvverify.verification.state import Subproblems
 
 
 def declared(inputs: int, outputs: int, *assertions: str):
@@ -88,7 +88,10 @@ def test_children_cover_the_parent_and_inherit(model) -> None:
     branching._begin([type(root)(still, root.rows, root.bounds, root.relaxation)], Deadline.never())
     (entry,) = branching._pop(4, branching.methods[0])
     (one, known), (other, _) = entry.halves(entry.steepest or entry.widest)
-    children, part = concatenate([one, other]), branching._stacked(branching.methods[0], [entry], [known, known])
+    children, part = (
+        Subproblems.concatenated([one, other]),
+        branching._stacked(branching.methods[0], [entry], [known, known]),
+    )
     assert len(children) == 2
     assert torch.equal(children.box.lower.amin(0), prop.boxes.lower[0])
     assert torch.equal(children.box.upper.amax(0), prop.boxes.upper[0])
@@ -160,10 +163,10 @@ def test_minimisers_of_the_relaxation_are_attacked(model) -> None:
     assert attack_minima(root, falsifier, Deadline.after(20.0)) is not None
 
 
-def test_replaced_and_concatenate_keep_order() -> None:
+def test_replaced_and_concatenated_keep_order() -> None:
     prop = compile_query(declared(2, 3, *BOX, "(or (<= Y_0 0.0) (<= Y_1 0.0))"))
     one = Subproblems.of(prop)
-    three = concatenate([one, one, one])
+    three = Subproblems.concatenated([one, one, one])
     proved = three[torch.tensor([1])].proved(torch.ones(1, 2, 1, dtype=torch.float64))
     assert three.replaced(torch.tensor([1]), proved).unsettled.tolist() == [0, 2]
 
