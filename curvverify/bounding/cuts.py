@@ -18,7 +18,7 @@ from torch import Tensor
 from curvverify.bounding.phases import Ascent, Pass, Phases
 from curvverify.types import Columns
 
-PROBED = 32
+PROBED = 16
 """Hinges that may be probed, the best by what their bounds gain."""
 
 OVER = 2.0
