@@ -235,6 +235,7 @@ def open_parts(name: str) -> Iterator[tuple[Ascent, Tensor, Phases, Tensor, Tens
 @pytest.mark.parametrize("name", HINGES)
 def test_the_chosen_cut_gains_nearly_as_much_as_the_best(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every cut tried: both halves' gains by an ascent, each up to what is missing.  Multipliers help."""
+    monkeypatch.setattr("curvverify.bounding.cuts.PROBED", 100)
     shares: dict[float, list[float]] = {OVER: [], 0.0: []}
     for ascended, index, parts, lower, bars in open_parts(name):
         free = torch.arange(ascended.network.hinges.count)
@@ -253,8 +254,10 @@ def test_the_chosen_cut_gains_nearly_as_much_as_the_best(name: str, monkeypatch:
 
 
 @pytest.mark.parametrize("name", HINGES)
-def test_halves_begin_with_what_their_multipliers_have_gained(name: str) -> None:
+def test_halves_begin_with_what_their_multipliers_have_gained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the sides of what was cut; a part with every phase fixed is not cut."""
+    monkeypatch.setattr("curvverify.bounding.cuts.PROBED", 100)
+    monkeypatch.setattr("curvverify.bounding.cuts.OVER", 0.5)
     pulled = 0
     for ascended, index, parts, lower, bars in open_parts(name):
         found = ascended.backward(index, parts)
